@@ -1,10 +1,16 @@
 """Fixtures that all tests share."""
 
+import gc
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from twisted.logger import LogEvent, LogLevel, globalLogPublisher
 
 from tests.harness import RedisServer
+
+if TYPE_CHECKING:
+    from twisted.internet.base import ReactorBase
 
 
 @pytest.fixture
@@ -14,29 +20,33 @@ def redis_server() -> Iterator[RedisServer]:
         yield server
 
 
+@pytest.fixture
+def reactor() -> "ReactorBase":
+    """Return the reactor that pytest-twisted installed and runs."""
+    from twisted.internet import reactor  # noqa: PLC0415 - not before it is installed
+
+    return cast("ReactorBase", reactor)
+
+
 @pytest.fixture(autouse=True)
-def _nothing_left_behind() -> Iterator[None]:
+def _nothing_left_behind(reactor: "ReactorBase") -> Iterator[None]:
     """Fail a test that leaves a delayed call in the reactor, or an error that nobody handled in a Deferred.
 
     Neither fails a test by itself under pytest-twisted.
     """
-    from twisted.internet import reactor  # noqa: PLC0415 - pytest-twisted installs it first
-    from twisted.logger import LogLevel, globalLogPublisher  # noqa: PLC0415
-
     errors: list[str] = []
 
-    def observe(event: dict[str, object]) -> None:
+    def observe(event: LogEvent) -> None:
         if event.get("log_level") is LogLevel.critical:
             errors.append(str(event.get("log_failure") or event.get("log_format")))
 
-    before = set(reactor.getDelayedCalls())  # type: ignore[attr-defined]
-    globalLogPublisher.addObserver(observe)
+    observer = cast("Any", observe)
+    before = set(reactor.getDelayedCalls())
+    globalLogPublisher.addObserver(observer)
     yield
-    import gc  # noqa: PLC0415
-
     gc.collect()  # an unhandled error is reported when its Deferred is collected
-    globalLogPublisher.removeObserver(observe)
-    left = set(reactor.getDelayedCalls()) - before  # type: ignore[attr-defined]
+    globalLogPublisher.removeObserver(observer)
+    left = [call for call in reactor.getDelayedCalls() if call not in before]
     for call in left:
         call.cancel()
     assert not errors

@@ -1,0 +1,1 @@
+"""Tests of the whole with real processes, servers and sockets."""
