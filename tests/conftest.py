@@ -10,7 +10,7 @@ from twisted.logger import LogEvent, LogLevel, globalLogPublisher
 from tests.harness import RedisServer
 
 if TYPE_CHECKING:
-    from twisted.internet.base import ReactorBase
+    from twisted.internet.base import DelayedCall, ReactorBase
 
 
 @pytest.fixture
@@ -48,6 +48,6 @@ def _nothing_left_behind(reactor: "ReactorBase") -> Iterator[None]:
     globalLogPublisher.removeObserver(observer)
     left = [call for call in reactor.getDelayedCalls() if call not in before]
     for call in left:
-        call.cancel()
+        cast("DelayedCall", call).cancel()
     assert not errors
     assert not left

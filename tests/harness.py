@@ -86,7 +86,7 @@ class Process:
         self._child.send_signal(number)
 
     def wait(self, timeout: float = TIMEOUT) -> int:
-        """Return the exit status, negative for a signal, once the process has ended and all output is read."""
+        """Return the exit status, negative for a signal; by then all output is read."""
         status = self._child.wait(timeout)
         self._reader.join(timeout)
         return status
