@@ -1,0 +1,88 @@
+"""Channel patterns, as PSUBSCRIBE of Redis understands them."""
+
+from collections.abc import Iterator
+
+_ANY = bytes(range(256))
+_STAR, _QUESTION, _OPEN, _CLOSE, _DASH, _ESCAPE = b"*?[]-\\"
+
+
+class Pattern:
+    r"""A glob over the bytes of a channel's name: ``*``, ``?``, ``[abc]``, ``[^a]``, ``[a-z]`` and ``\`` escapes.
+
+    Every byte string is a pattern. What is odd follows stringmatchlen of Redis 7: an unclosed class ends with the
+    pattern, a reversed range is swapped, and the empty name matches only the empty pattern. Matching takes at most
+    len(pattern) * len(name) steps.
+    """
+
+    __slots__ = ("_items",)
+
+    def __init__(self, source: bytes) -> None:
+        # An item is what one byte of the name may be; None stands for a run of stars.
+        self._items = tuple(_items(source))
+
+    def matches(self, name: bytes) -> bool:
+        """Tell whether the pattern matches the whole name."""
+        items = self._items
+        if not name:
+            return not items
+        at = position = 0
+        after_star = resume = -1
+        while position < len(name):
+            item = items[at] if at < len(items) else b""
+            if item is None:
+                at += 1
+                after_star, resume = at, position
+            elif name[position] in item:
+                at += 1
+                position += 1
+            elif after_star >= 0:
+                # Only the last star need take one byte more: what came before it already matched at its earliest.
+                resume += 1
+                at, position = after_star, resume
+            else:
+                return False
+        return at == len(items) or items[at:] == (None,)
+
+
+def _items(source: bytes) -> Iterator[bytes | None]:
+    position = 0
+    while position < len(source):
+        byte = source[position]
+        position += 1
+        if byte == _STAR:
+            while source[position : position + 1] == b"*":
+                position += 1
+            yield None
+        elif byte == _QUESTION:
+            yield _ANY
+        elif byte == _OPEN:
+            accepted, position = _class(source, position)
+            yield accepted
+        else:
+            if byte == _ESCAPE and position < len(source):
+                byte = source[position]
+                position += 1
+            yield bytes((byte,))
+
+
+def _class(source: bytes, position: int) -> tuple[bytes, int]:
+    """Return the bytes that a class accepts, and where it ends; it begins behind its bracket."""
+    negated = source[position : position + 1] == b"^"
+    position += negated
+    accepted: set[int] = set()
+    while position < len(source) and source[position] != _CLOSE:
+        first, *more = source[position : position + 3]
+        if first == _ESCAPE and more:
+            accepted.add(more[0])
+            position += 2
+        elif len(more) == 2 and more[0] == _DASH:
+            # The end of a range is any byte, even "]" or a backslash.
+            low, high = sorted((first, more[1]))
+            accepted.update(range(low, high + 1))
+            position += 3
+        else:
+            accepted.add(first)
+            position += 1
+    if negated:
+        accepted.symmetric_difference_update(_ANY)
+    return bytes(sorted(accepted)), position + 1

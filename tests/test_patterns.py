@@ -1,0 +1,138 @@
+"""Patterns match as in Redis, in bounded time."""
+
+from functools import cache
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from pushd.patterns import Pattern
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name"),
+    [
+        (b"", b""),
+        (b"updates", b"updates"),
+        (b"\xff\x00", b"\xff\x00"),
+        (b"*", b"updates"),
+        (b"news.*", b"news."),
+        (b"news.*", b"news.tech"),
+        (b"*.*", b"news.tech"),
+        (b"**a**", b"banana"),
+        (b"a*b*c", b"abbbcc"),
+        (b"h?llo", b"hello"),
+        (b"h[ae]llo", b"hallo"),
+        (b"h[^e]llo", b"hallo"),
+        (b"h[a-b]llo", b"hbllo"),
+        (b"h[b-a]llo", b"hallo"),
+        (b"[^]", b"x"),
+        (b"[a-]", b"^"),
+        (b"[ab", b"b"),
+        (b"[^", b"x"),
+        (b"[a\\", b"\\"),
+        (b"[\\]]", b"]"),
+        (b"[\\^]", b"^"),
+        (b"[a-\\]b", b"\\b"),
+        (b"[\\a-z]", b"-"),
+        (b"\\*", b"*"),
+        (b"\\a", b"a"),
+        (b"a\\", b"a\\"),
+        (b"]", b"]"),
+    ],
+)
+def test_matches(pattern: bytes, name: bytes) -> None:
+    assert Pattern(pattern).matches(name)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name"),
+    [
+        (b"", b"a"),
+        (b"a", b""),
+        (b"*", b""),
+        (b"updates", b"update"),
+        (b"updates", b"updates2"),
+        (b"news.*", b"news"),
+        (b"a*b", b"abc"),
+        (b"a*b?", b"ab"),
+        (b"?", b"ab"),
+        (b"h[^e]llo", b"hello"),
+        (b"[]", b"a"),
+        (b"[]a]", b"a"),
+        (b"[", b"["),
+        (b"[\\a-z]", b"b"),
+        (b"\\*", b"a"),
+        (b"\\?", b"a"),
+        (b"A", b"a"),
+    ],
+)
+def test_does_not_match(pattern: bytes, name: bytes) -> None:
+    assert not Pattern(pattern).matches(name)
+
+
+def model(pattern: bytes, name: bytes) -> bool:
+    """Match by the definition: naive, recursive, one element of the pattern at a time."""
+
+    @cache
+    def rest(at: int, position: int) -> bool:
+        if at == len(pattern):
+            return position == len(name)
+        left = pattern[at:]
+        if left.startswith(b"*"):
+            return any(rest(at + 1, later) for later in range(position, len(name) + 1))
+        if position == len(name):
+            return False
+        accepted, length = element(left, name[position : position + 1])
+        return accepted and rest(at + length, position + 1)
+
+    return rest(0, 0) if name else not pattern
+
+
+def element(pattern: bytes, byte: bytes) -> tuple[bool, int]:
+    """Tell whether the first element of a pattern accepts a byte, and how long that element is."""
+    if pattern.startswith(b"?"):
+        return True, 1
+    if pattern.startswith(b"["):
+        return bracket(pattern, byte)
+    if pattern.startswith(b"\\") and len(pattern) > 1:
+        return pattern[1:2] == byte, 2
+    return pattern[:1] == byte, 1
+
+
+def bracket(pattern: bytes, byte: bytes) -> tuple[bool, int]:
+    negated = pattern.startswith(b"[^")
+    at = 2 if negated else 1
+    found = False
+    while at < len(pattern) and pattern[at : at + 1] != b"]":
+        if pattern[at : at + 1] == b"\\" and at + 1 < len(pattern):
+            low = high = pattern[at + 1 : at + 2]
+            at += 2
+        elif pattern[at + 1 : at + 2] == b"-" and at + 2 < len(pattern):
+            low, high = pattern[at : at + 1], pattern[at + 2 : at + 3]
+            at += 3
+        else:
+            low = high = pattern[at : at + 1]
+            at += 1
+        found |= min(low, high) <= byte <= max(low, high)
+    return found is not negated, at + 1
+
+
+@given(
+    st.lists(st.sampled_from([bytes((byte,)) for byte in b"ab*?[]^-\\"]), max_size=10).map(b"".join),
+    st.lists(st.sampled_from([b"a", b"b", b"]", b"-", b"\\", b"^"]), max_size=8).map(b"".join),
+)
+@example(b"*a*b", b"aabab")
+def test_agrees_with_the_definition(pattern: bytes, name: bytes) -> None:
+    assert Pattern(pattern).matches(name) == model(pattern, name)
+
+
+@given(st.binary(max_size=20), st.binary(max_size=20))
+def test_any_bytes_are_a_pattern(pattern: bytes, name: bytes) -> None:
+    assert Pattern(pattern).matches(name) == model(pattern, name)
+
+
+def test_time_is_bounded() -> None:
+    """With backtracking over every star this would not end within the age of the universe."""
+    assert not Pattern(b"*a" * 500 + b"*b").matches(b"a" * 2000)
+    assert not Pattern(b"*" + b"a" * 500 + b"b").matches(b"a" * 2000)
