@@ -1,0 +1,268 @@
+"""The hub: knows which subscriptions read which log, and runs the passes that bring them up to date.
+
+Appending costs the same however many subscriptions there are. A pass costs one send for each subscription
+that is behind, however many messages came: what arrives meanwhile makes later sends larger, not more.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
+
+from pushd.encoders import Encoder
+from pushd.log import Log
+from pushd.message import Batch, Topic
+from pushd.metrics import Metrics
+from pushd.settings import SlowPolicy
+
+SEND_BYTES = 64 * 1024
+"""About what one send holds at most: larger units leave the processor's cache and meet full sockets."""
+
+SLICE_SECONDS = 0.005
+"""How long a pass may keep everything else waiting: accepting, echoing, reading from the source."""
+
+STRIDE = 16
+"""Subscriptions served between two looks at the clock."""
+
+SHARED_CHUNKS = 8
+"""Encoded chunks kept of one log and wire format while passes run."""
+
+
+class Clock(Protocol):
+    """What the hub needs of a reactor."""
+
+    def seconds(self) -> float:
+        """Return the time, in seconds, from any fixed point."""
+
+    def callLater(self, delay: float, call: Callable[[], object]) -> object:
+        """Call something after so many seconds, from a later turn of the loop."""
+
+
+class Outlet(Protocol):
+    """What the hub needs of a client's way out."""
+
+    lagging: bool
+    """While true, the client takes no more, and is not sent to; ``Hub.wake`` says that it is over."""
+
+    def send(self, data: bytes) -> None:
+        """Send whole frames, all of them in time; may set ``lagging``. Only while it is not lagging."""
+
+    def overrun(self, topic: Topic, messages: int, size: int) -> None:
+        """End a client at once that is so many messages, and bytes of payload, behind a log's head."""
+
+    def failed(self) -> None:
+        """End a client at once that has just raised an exception."""
+
+
+class _Chunk:
+    __slots__ = ("cut", "data", "end", "written")
+
+    def __init__(self, log: Log, cursor: int, encode: Encoder) -> None:
+        payloads = log.read(cursor, SEND_BYTES)
+        self.data = encode(payloads)
+        self.end = cursor + len(payloads)
+        self.written = log.written_at(self.end)
+        self.cut = self.end < log.head  # more was there than one send holds
+
+
+class _Chunks:
+    """One log in one wire format: encoded once for all that read from the same cursor.
+
+    Puts itself into warm when it has encoded something, so that the memory can be given back.
+    """
+
+    __slots__ = ("_chunks", "_encode", "_log", "_warm")
+
+    def __init__(self, log: Log, encode: Encoder, warm: set["_Chunks"]) -> None:
+        self._log = log
+        self._encode = encode
+        self._warm = warm
+        self._chunks: dict[int, _Chunk] = {}
+
+    def read(self, cursor: int) -> _Chunk:
+        chunk = self._chunks.get(cursor)
+        if chunk is None or (chunk.end != self._log.head and not chunk.cut):
+            chunk = self._chunks[cursor] = _Chunk(self._log, cursor, self._encode)
+            self._warm.add(self)
+            if len(self._chunks) > SHARED_CHUNKS:
+                del self._chunks[next(iter(self._chunks))]
+        return chunk
+
+    def clear(self) -> None:
+        self._chunks.clear()
+
+
+class _Feed:
+    """A log, who reads it, and its encoded chunks by wire format."""
+
+    __slots__ = ("chunks", "log", "subscriptions", "topic")
+
+    def __init__(self, topic: Topic, history: int) -> None:
+        self.topic = topic
+        self.log = Log(history)
+        self.subscriptions: dict[Subscription, None] = {}  # a set that keeps its order
+        self.chunks: dict[Encoder, _Chunks] = {}
+
+
+class Subscription:
+    """One client's place in one log. Made by ``Hub.subscribe``."""
+
+    __slots__ = ("active", "chunks", "cursor", "feed", "missed", "outlet", "policy", "written")
+
+    def __init__(self, feed: _Feed, chunks: _Chunks, outlet: Outlet, policy: SlowPolicy, cursor: int) -> None:
+        self.feed = feed
+        self.chunks = chunks
+        self.outlet = outlet
+        self.policy = policy
+        self.active = True
+        self.missed = 0  # messages in gaps so far
+        self.cursor = cursor
+        self.written = feed.log.written_at(cursor)  # bytes of payload up to the cursor
+
+    @property
+    def behind(self) -> int:
+        """How many messages the log has had that this subscription has neither been sent nor missed."""
+        return self.feed.log.head - self.cursor
+
+
+class Hub:
+    """Brings every message to every subscription of its topic, or counts it as missed.
+
+    Each log keeps history bytes.
+    """
+
+    def __init__(self, clock: Clock, history: int, metrics: Metrics) -> None:
+        self._clock = clock
+        self._history = history
+        self._metrics = metrics
+        self._feeds: dict[Topic, _Feed] = {}
+        self._grown: dict[_Feed, None] = {}  # feeds with news for all their subscriptions
+        self._again: dict[Subscription, None] = {}  # subscriptions that are behind by themselves
+        self._warm: set[_Chunks] = set()
+        self._pass: Iterator[Subscription] | None = None
+        self._scheduled = False
+
+    def open(self, topic: Topic) -> None:
+        """Begin to keep a topic's log."""
+        self._feeds[topic] = _Feed(topic, self._history)
+
+    def publish(self, batch: Batch) -> None:
+        """Append a batch to its topic's log, and have a pass bring it to the subscriptions soon after."""
+        feed = self._feeds[batch.topic]
+        feed.log.append(batch.payloads)
+        self._metrics.messages += len(batch.payloads)
+        self._grown[feed] = None
+        self._schedule()
+
+    def subscribe(
+        self, topic: Topic, outlet: Outlet, encode: Encoder, policy: SlowPolicy, replay: int = 0
+    ) -> Subscription:
+        """Send an outlet what comes from now on, after the last replay messages that the log still holds."""
+        feed = self._feeds[topic]
+        if encode not in feed.chunks:
+            feed.chunks[encode] = _Chunks(feed.log, encode, self._warm)
+        cursor = max(feed.log.tail, feed.log.head - replay)
+        subscription = Subscription(feed, feed.chunks[encode], outlet, policy, cursor)
+        feed.subscriptions[subscription] = None
+        self._catch_up(subscription)
+        return subscription
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        """Send no more; harmless where it has been called before."""
+        subscription.active = False
+        subscription.feed.subscriptions.pop(subscription, None)
+
+    def wake(self, subscriptions: Iterable[Subscription]) -> None:
+        """Go on with the subscriptions of an outlet that lagged, and takes data again."""
+        for subscription in subscriptions:
+            if subscription.policy is SlowPolicy.LATEST:
+                self._skip_to_newest(subscription)
+            self._catch_up(subscription)
+
+    def _catch_up(self, subscription: Subscription) -> None:
+        if subscription.behind and not subscription.outlet.lagging:
+            self._again[subscription] = None
+            self._schedule()
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._clock.callLater(0, self._run)
+
+    def _run(self) -> None:
+        """Run one slice of a pass; begin a new pass where none is under way."""
+        self._scheduled = False
+        if self._pass is None:
+            self._pass = self._begin()
+        deadline = self._clock.seconds() + SLICE_SECONDS
+        for served, subscription in enumerate(self._pass, 1):
+            self._serve(subscription)
+            if served % STRIDE == 0 and self._clock.seconds() >= deadline:
+                self._schedule()
+                return
+        self._pass = None
+        if self._grown or self._again:
+            self._schedule()
+        else:
+            self._cool()
+
+    def _begin(self) -> Iterator[Subscription]:
+        """Return all that is behind, as of now: what comes while the pass runs belongs to the next one."""
+        grown, self._grown = self._grown, {}
+        again, self._again = self._again, {}
+        behind = [subscription for feed in grown for subscription in feed.subscriptions]
+        behind += [subscription for subscription in again if subscription.feed not in grown]
+        return iter(behind)
+
+    def _serve(self, subscription: Subscription) -> None:
+        """Send one subscription what it is behind; whatever is wrong with it stays with it."""
+        if not subscription.active or not subscription.behind:
+            return
+        try:
+            if subscription.cursor < subscription.feed.log.tail:
+                self._fall_off(subscription)
+            elif not subscription.outlet.lagging:
+                self._send(subscription)
+        except Exception:
+            self.unsubscribe(subscription)
+            subscription.outlet.failed()
+
+    def _send(self, subscription: Subscription) -> None:
+        chunk = subscription.chunks.read(subscription.cursor)
+        subscription.cursor = chunk.end
+        subscription.written = chunk.written
+        subscription.outlet.send(chunk.data)
+        self._catch_up(subscription)
+
+    def _fall_off(self, subscription: Subscription) -> None:
+        """Apply the slow policy to a cursor that the log's tail has passed."""
+        log = subscription.feed.log
+        match subscription.policy:
+            case SlowPolicy.SKIP:
+                self._skip(subscription, log.tail)
+            case SlowPolicy.LATEST:
+                self._skip_to_newest(subscription)
+            case SlowPolicy.DISCONNECT:
+                messages, size = subscription.behind, log.written - subscription.written
+                self._skip(subscription, log.head)
+                self.unsubscribe(subscription)
+                self._metrics.slow_disconnects += 1
+                subscription.outlet.overrun(subscription.feed.topic, messages, size)
+                return
+        self._catch_up(subscription)
+
+    def _skip_to_newest(self, subscription: Subscription) -> None:
+        if subscription.behind > 1:
+            self._skip(subscription, subscription.feed.log.head - 1)
+
+    def _skip(self, subscription: Subscription, cursor: int) -> None:
+        """Move a cursor forward, and count what it leaves out."""
+        missed = cursor - subscription.cursor
+        subscription.missed += missed
+        self._metrics.missed += missed
+        subscription.cursor = cursor
+        subscription.written = subscription.feed.log.written_at(cursor)
+
+    def _cool(self) -> None:
+        """Give back the memory of encoded chunks while there is nothing to send."""
+        for chunks in self._warm:
+            chunks.clear()
+        self._warm.clear()

@@ -1,0 +1,181 @@
+"""The service: the one place where all parts are put together, and taken apart in order."""
+
+import random
+from typing import Any
+
+from twisted.application.internet import backoffPolicy
+from twisted.application.service import MultiService
+from twisted.internet.abstract import FileDescriptor
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
+from twisted.internet.endpoints import TCP4ServerEndpoint, serverFromString
+from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+from twisted.internet.protocol import Factory
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from pushd.clients.line import LineFactory, Terms, show_address
+from pushd.errors import SettingsError, one_line
+from pushd.hub import Hub
+from pushd.message import Batch
+from pushd.metrics import Metrics
+from pushd.settings import Embedded, Redis, Settings
+from pushd.sockets import raise_descriptor_limit, tune_listener
+from pushd.sources.embedded import BrokerFactory
+from pushd.sources.redis import RedisSource, redis_endpoint
+
+RESERVED_DESCRIPTORS = 64
+"""File descriptors that clients never get: for listeners, logs, and the next connection to Redis."""
+
+DRAIN_TICK_SECONDS = 0.02
+"""How often a draining pushd looks for clients that have got everything."""
+
+
+class PushService(MultiService):
+    """A whole pushd: what clients connect to, the hub, and the source.
+
+    Raises SettingsError where the settings do not fit each other or the machine; nothing is open then.
+    """
+
+    _log = Logger()
+
+    def __init__(self, settings: Settings, reactor: Any) -> None:
+        super().__init__()
+        self._settings = settings
+        self._reactor = reactor
+        self._metrics = Metrics()
+        self._descriptors = raise_descriptor_limit()
+        self._hub = Hub(reactor, settings.history, self._metrics)
+        for topic in settings.topics:
+            self._hub.open(topic)
+        self._clients = LineFactory(self._terms(), self._hub, reactor, self._metrics)
+        self._endpoints = [(f"--port {text}", self._endpoint(text)) for text in settings.endpoints]
+        self._ports: list[IListeningPort] = []
+        self._broker: IListeningPort | None = None
+        if isinstance(settings.source, Redis) and settings.topics:
+            self._redis_source(settings.source).setServiceParent(self)
+
+    def _terms(self) -> Terms:
+        settings = self._settings
+        room = max(0, self._descriptors - RESERVED_DESCRIPTORS)
+        if settings.max_clients is not None and settings.max_clients > room:
+            raise SettingsError(
+                f"--max-clients: {settings.max_clients} is above what the limit of {self._descriptors} file"
+                f" descriptors allows; allowed: 1 to {room}, or a higher limit (LimitNOFILE=, ulimit -Hn)"
+            )
+        return Terms(
+            topics=settings.topics,
+            slow=settings.slow,
+            replay=settings.replay,
+            max_line=settings.max_line,
+            max_clients=settings.max_clients or room,
+            max_clients_per_ip=settings.max_clients_per_ip,
+            idle_timeout=settings.idle_timeout,
+        )
+
+    def _endpoint(self, text: str) -> IStreamServerEndpoint:
+        try:
+            endpoint: IStreamServerEndpoint = serverFromString(self._reactor, text)
+        except Exception as error:
+            raise SettingsError(
+                f"--port: {text!r} is not an endpoint of Twisted ({one_line(error)}); allowed: a port number,"
+                " or such as tcp:8888:interface=127.0.0.1 or unix:/run/pushd/socket"
+            ) from error
+        return endpoint
+
+    def _redis_source(self, redis: Redis) -> RedisSource:
+        return RedisSource(
+            redis,
+            self._settings.topics,
+            self._deliver,
+            endpoint=redis_endpoint(redis, self._reactor),
+            clock=self._reactor,
+            retry_delay=backoffPolicy(
+                initialDelay=0.25, maxDelay=10.0, factor=2.0, jitter=lambda: random.uniform(0, 0.5)
+            ),
+        )
+
+    def _deliver(self, batch: Batch) -> None:
+        if self._settings.debug:
+            for payload in batch.payloads:
+                self._log.debug("Message on {topic}: {payload!r}", topic=batch.topic, payload=payload)
+        self._hub.publish(batch)
+
+    def listen(self) -> None:
+        """Open all ports; raises SettingsError where one cannot be had.
+
+        For makeService to call: twistd is still in the foreground then, and can tell the user.
+        """
+        if isinstance(self._settings.source, Embedded):
+            self._broker = self._open_broker(self._settings.source)
+        for name, endpoint in self._endpoints:
+            port = _open(name, endpoint, self._clients)
+            if isinstance(port, FileDescriptor):
+                tune_listener(port.fileno(), self._settings.send_buffer)
+            self._ports.append(port)
+
+    def _open_broker(self, embedded: Embedded) -> IListeningPort:
+        factory = BrokerFactory(self._settings.topics, self._deliver, password=embedded.password)
+        endpoint = TCP4ServerEndpoint(self._reactor, embedded.port, interface="127.0.0.1")
+        try:
+            return _open(f"--redis embedded:{embedded.port}", endpoint, factory)
+        except SettingsError as error:
+            raise SettingsError(f"{error}; name another port: --redis embedded:6380") from error
+
+    def startService(self) -> None:
+        """Say what is open, and begin to follow the source."""
+        super().startService()
+        if self._broker is not None:
+            self._log.info("Embedded broker on {address}", address=show_address(self._broker.getHost()))
+        for port in self._ports:
+            self._log.info("Listening on {address}", address=show_address(port.getHost()))
+        self._log.info(
+            "Room for {room} clients (file descriptor limit {limit})",
+            room=self._clients.terms.max_clients,
+            limit=self._descriptors,
+        )
+        if not self._settings.topics:
+            self._log.warn("No --channel or --pattern: clients get nothing but the echo of what they type")
+
+    def stopService(self) -> "Deferred[None]":
+        """Stop accepting, flush, close, leave the source: within the drain budget."""
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        await gatherResults([maybeDeferred(port.stopListening) for port in self._ports])
+        cut_off = await self._drain()
+        if self._broker is not None:
+            await maybeDeferred(self._broker.stopListening)
+        await maybeDeferred(super().stopService)
+        self._log.info(
+            "Stopped: {metrics.clients} clients served, {cut_off} cut off with something left to send,"
+            " {metrics.messages} messages, {metrics.missed} missed",
+            metrics=self._metrics,
+            cut_off=cut_off,
+        )
+
+    async def _drain(self) -> int:
+        """Close each client once it has got everything; return how many had not when the time was over."""
+        clients = self._clients.clients
+        deadline = self._reactor.seconds() + self._settings.drain
+        self._log.info("Stopping: {count} clients to flush", count=len(clients))
+        while True:
+            for client in [client for client in clients if client.outlet.flushed]:
+                client.close()
+            if not clients or self._reactor.seconds() >= deadline:
+                break
+            await deferLater(self._reactor, DRAIN_TICK_SECONDS)
+        cut_off = len(clients)
+        for client in list(clients):
+            client.outlet.abort()
+        return cut_off
+
+
+def _open(name: str, endpoint: IStreamServerEndpoint, factory: Factory) -> IListeningPort:
+    opened: list[IListeningPort] = []
+    failed: list[Failure] = []
+    endpoint.listen(factory).addCallbacks(opened.append, failed.append)
+    if opened:
+        return opened[0]
+    why = one_line(failed[0].value) if failed else "it does not open at once"
+    raise SettingsError(f"{name}: cannot listen: {why}")

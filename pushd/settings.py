@@ -1,0 +1,205 @@
+"""The settings: what can be chosen at start, typed, checked, and fixed from then on."""
+
+import re
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final
+from urllib.parse import SplitResult, unquote_to_bytes, urlsplit
+
+from pushd.errors import SettingsError
+from pushd.message import Topic
+
+DEFAULT_REDIS_PORT = 6379
+"""The port that Redis's documents call the default."""
+
+
+BACKLOG = 4096
+"""Connections that may wait to be accepted, where a port is given as a number."""
+
+
+class SlowPolicy(Enum):
+    """What happens to a slow consumer when its cursor falls off the log's tail."""
+
+    DISCONNECT = "disconnect"  # it is cut off, and can come back
+    SKIP = "skip"  # it goes on with the oldest message kept
+    LATEST = "latest"  # it goes on with the newest, already as soon as it lags
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """The broker in this process, on loopback."""
+
+    port: int = DEFAULT_REDIS_PORT  # 0: any that is free
+    password: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Redis:
+    """A Redis server, by TCP or by a Unix socket. Shown, it never tells the password."""
+
+    host: str = "localhost"
+    port: int = DEFAULT_REDIS_PORT
+    path: str | None = None  # of the Unix socket, instead of host and port
+    tls: bool = False
+    ca: bytes | None = field(default=None, repr=False)  # PEM; None: those that the system trusts
+    username: bytes | None = None
+    password: bytes | None = field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        if self.path is not None:
+            return f"unix://{self.path}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'rediss' if self.tls else 'redis'}://{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All settings of one pushd. Sizes are in bytes, times in seconds, None means no limit."""
+
+    endpoints: tuple[str, ...] = (
+        f"tcp:8888:backlog={BACKLOG}",
+    )  # as in twisted.internet.endpoints.serverFromString
+    topics: tuple[Topic, ...] = ()
+    source: Redis | Embedded = field(default_factory=Redis)
+    slow: SlowPolicy = SlowPolicy.DISCONNECT
+    history: int = 8 * 1024**2
+    replay: int = 0
+    send_buffer: int = 256 * 1024
+    max_line: int = 16 * 1024
+    max_clients: int | None = None
+    max_clients_per_ip: int | None = None
+    idle_timeout: float | None = None
+    drain: float = 5.0
+    debug: bool = False
+
+
+def parse_slow(text: str) -> SlowPolicy:
+    """Read a slow policy."""
+    try:
+        return SlowPolicy(text)
+    except ValueError:
+        allowed = ", ".join(policy.value for policy in SlowPolicy)
+        raise SettingsError(f"{text!r} is not a slow policy; allowed: {allowed}") from None
+
+
+def parse_count(text: str) -> int:
+    """Read a whole number that may be 0."""
+    return _whole(text, 0, 10**9)
+
+
+def parse_limit(text: str) -> int:
+    """Read the most that is allowed of something: at least one."""
+    return _whole(text, 1, 10**9)
+
+
+def parse_seconds(text: str) -> float:
+    """Read a time in seconds that may be 0."""
+    return _seconds(text, 0)
+
+
+def parse_timeout(text: str) -> float:
+    """Read a time after which something is given up: not 0."""
+    return _seconds(text, 0.1)
+
+
+def parse_history(text: str) -> int:
+    """Read how much one log keeps."""
+    return _size(text, "64K", "64G")
+
+
+def parse_send_buffer(text: str) -> int:
+    """Read the size of the kernel's buffer for what is sent to one client."""
+    return _size(text, "4K", "1G")
+
+
+def parse_max_line(text: str) -> int:
+    """Read the longest line that a client may send."""
+    return _size(text, "1", "16M")
+
+
+def parse_endpoint(text: str) -> str:
+    """Read a port number, or pass on what looks like an endpoint string of Twisted."""
+    if re.match("[a-zA-Z0-9]+:", text):
+        return text
+    return f"tcp:{_whole(text, 0, 65535)}:backlog={BACKLOG}"
+
+
+def parse_source(url: str) -> Redis | Embedded:
+    """Read where messages come from: embedded[:PORT], or a URL of Redis.
+
+    Errors never show the URL, since it may hold a password.
+    """
+    if url == "embedded":
+        return Embedded()
+    if url.startswith("embedded:"):
+        return Embedded(_whole(url.removeprefix("embedded:"), 0, 65535))
+    try:
+        parts = urlsplit(url)
+        port = DEFAULT_REDIS_PORT if parts.port is None else parts.port
+    except ValueError:
+        raise _wrong_url("its host or port is malformed") from None
+    match parts.scheme:
+        case "unix":
+            return _unix(parts)
+        case "redis" | "rediss":
+            return _tcp(parts, port)
+        case _:
+            raise _wrong_url("its scheme is unknown")
+
+
+def _tcp(parts: SplitResult, port: int) -> Redis:
+    if not parts.hostname or port == 0:
+        raise _wrong_url("its host or port is missing")
+    if not re.fullmatch(r"/?|/[0-9]+", parts.path) or parts.query or parts.fragment:
+        raise _wrong_url("only /DATABASE may follow the port, and has no meaning for Pub/Sub")
+    return Redis(
+        host=parts.hostname,
+        port=port,
+        tls=parts.scheme == "rediss",
+        username=_unquote(parts.username),
+        password=_unquote(parts.password),
+    )
+
+
+def _unix(parts: SplitResult) -> Redis:
+    if parts.hostname or not parts.path.startswith("/") or parts.query or parts.fragment:
+        raise _wrong_url("a Unix socket needs an absolute path")
+    return Redis(path=parts.path, username=_unquote(parts.username), password=_unquote(parts.password))
+
+
+def _unquote(text: str | None) -> bytes | None:
+    return unquote_to_bytes(text) if text else None
+
+
+def _wrong_url(why: str) -> SettingsError:
+    return SettingsError(
+        f"{why}; allowed: redis://[[USER]:PASSWORD@]HOST[:PORT], rediss://..., unix:///PATH, embedded[:PORT]"
+    )
+
+
+def _whole(text: str, least: int, most: int) -> int:
+    if not re.fullmatch("[0-9]{1,18}", text) or not least <= int(text) <= most:
+        raise SettingsError(f"{text!r} is not a whole number; allowed: {least} to {most}")
+    return int(text)
+
+
+def _seconds(text: str, least: float) -> float:
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text) or float(text) < least:
+        raise SettingsError(f"{text!r} is not a number of seconds; allowed: {least} and more, such as 2.5")
+    return float(text)
+
+
+def _size(text: str, least: str, most: str) -> int:
+    if not _SIZE.fullmatch(text) or not _bytes(least) <= _bytes(text) <= _bytes(most):
+        raise SettingsError(
+            f"{text!r} is not a size in bytes; allowed: {least} to {most}, such as 65536 or 8M"
+        )
+    return _bytes(text)
+
+
+def _bytes(text: str) -> int:
+    number, unit = text.rstrip("KMGkmg"), text.lstrip("0123456789").upper()
+    return int(number) << {"": 0, "K": 10, "M": 20, "G": 30}[unit]
+
+
+_SIZE: Final = re.compile("[0-9]{1,18}[KMGkmg]?")

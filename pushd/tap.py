@@ -1,0 +1,200 @@
+"""The twistd plugin's side: options to settings, settings to a service."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from twisted.python import usage
+
+from pushd.errors import SettingsError
+from pushd.message import Topic
+from pushd.settings import (
+    Embedded,
+    Redis,
+    Settings,
+    parse_count,
+    parse_endpoint,
+    parse_history,
+    parse_limit,
+    parse_max_line,
+    parse_seconds,
+    parse_send_buffer,
+    parse_slow,
+    parse_source,
+    parse_timeout,
+)
+
+if TYPE_CHECKING:
+    from pushd.service import PushService
+
+T = TypeVar("T")
+
+PASSWORD_VARIABLE = "PUSHD_REDIS_PASSWORD"
+
+
+class Options(usage.Options):
+    """The options of ``twistd pushd``. Parsed, ``settings`` holds them; what is wrong ends the process."""
+
+    synopsis = "[options]"
+    longdesc = (
+        "Deliver what is published in Redis to every TCP client.\n\n"
+        "  twistd -n pushd --port 8888 --channel updates\n"
+        "  telnet localhost 8888\n"
+        "  redis-cli PUBLISH updates 'follow the white rabbit'"
+    )
+    optFlags = (("debug", None, "Log every published message, too."),)
+    optParameters = (
+        (
+            *("redis", None, "redis://localhost:6379"),
+            "Where messages come from: redis://[[USER]:PASSWORD@]HOST[:PORT], rediss://... (TLS),"
+            " unix:///PATH, or embedded[:PORT], a broker of pushd's own on loopback.",
+        ),
+        (
+            "redis-ca",
+            None,
+            None,
+            "With rediss: a file of certificates (PEM) to trust instead of the system's.",
+        ),
+        (
+            *("redis-password-file", None, None),
+            f"A file whose first line is Redis's password. The variable {PASSWORD_VARIABLE} works too; both"
+            " come before a password in the URL.",
+        ),
+        (
+            "slow",
+            None,
+            "disconnect",
+            "What a too slow client gets: disconnect, skip (the oldest), or latest (only).",
+        ),
+        ("history", None, "8M", "Bytes of messages that each channel's log keeps."),
+        ("replay", None, "0", "How many of the last messages a new client gets first."),
+        ("send-buffer", None, "256K", "Bytes that the kernel buffers for each client."),
+        ("max-line", None, "16K", "The longest line that a client may send, in bytes."),
+        (
+            "max-clients",
+            None,
+            None,
+            "How many clients may be connected. [default: what file descriptors allow]",
+        ),
+        ("max-clients-per-ip", None, None, "How many of them from one address. [default: no limit]"),
+        (
+            "idle-timeout",
+            None,
+            None,
+            "Seconds after which a client that sends nothing is closed. [default: none]",
+        ),
+        ("drain", None, "5", "Seconds that clients have to take the rest when pushd stops."),
+    )
+
+    settings: Settings
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ports: list[str] = []
+        self._topics: list[Topic] = []
+
+    def opt_port(self, value: str) -> None:
+        """Listen for clients on a port, or an endpoint such as unix:/run/pushd/socket. Repeatable. Default: 8888."""
+        self._ports.append(value)
+
+    def opt_channel(self, value: str) -> None:
+        """Give every client this channel of Redis. Repeatable."""
+        self._topics.append(Topic(os.fsencode(value)))
+
+    def opt_pattern(self, value: str) -> None:
+        """Give every client the channels that match this pattern, such as news.*. Repeatable."""
+        self._topics.append(Topic(os.fsencode(value), is_pattern=True))
+
+    def parseOptions(self, options: Sequence[str] | None = None) -> None:
+        """Parse and check everything; on an error, exit with one line instead of twistd's page of help."""
+        try:
+            super().parseOptions(options)
+        except (usage.UsageError, SettingsError) as error:
+            raise SystemExit(f"pushd: {error}") from None
+
+    def parseArgs(self, *words: str) -> None:
+        """Refuse what is not an option."""
+        if words:
+            raise usage.UsageError(f"{words[0]!r} is not an option; allowed: options only, see --help")
+
+    def postOptions(self) -> None:
+        """Turn the options into settings."""
+        self.settings = Settings(
+            endpoints=self._endpoints(),
+            topics=tuple(dict.fromkeys(self._topics)),
+            source=self._source(),
+            slow=self._read("slow", parse_slow),
+            history=self._read("history", parse_history),
+            replay=self._read("replay", parse_count),
+            send_buffer=self._read("send-buffer", parse_send_buffer),
+            max_line=self._read("max-line", parse_max_line),
+            max_clients=self._read_optional("max-clients", parse_limit),
+            max_clients_per_ip=self._read_optional("max-clients-per-ip", parse_limit),
+            idle_timeout=self._read_optional("idle-timeout", parse_timeout),
+            drain=self._read("drain", parse_seconds),
+            debug=bool(self["debug"]),
+        )
+
+    def _read(self, option: str, parse: Callable[[str], T]) -> T:
+        return _named(option, parse, self[option])
+
+    def _read_optional(self, option: str, parse: Callable[[str], T]) -> T | None:
+        return None if self[option] is None else self._read(option, parse)
+
+    def _endpoints(self) -> tuple[str, ...]:
+        return tuple(_named("port", parse_endpoint, port) for port in self._ports or ["8888"])
+
+    def _source(self) -> Redis | Embedded:
+        source = self._read("redis", parse_source)
+        password = self._password()
+        if password is not None:
+            source = replace(source, password=password)
+        ca = self._read_optional("redis-ca", _read_file)
+        if ca is None:
+            return source
+        if not isinstance(source, Redis) or not source.tls:
+            raise SettingsError("--redis-ca: has no use here; allowed: only with --redis rediss://...")
+        return replace(source, ca=ca)
+
+    def _password(self) -> bytes | None:
+        if self["redis-password-file"] is not None:
+            return self._read("redis-password-file", _read_password)
+        return os.environb.get(PASSWORD_VARIABLE.encode()) or None
+
+
+def _named(option: str, parse: Callable[[str], T], value: str) -> T:
+    try:
+        return parse(value)
+    except SettingsError as error:
+        raise SettingsError(f"--{option}: {error}") from None
+
+
+def _read_file(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise SettingsError(f"cannot read {path!r}: {error.strerror}; allowed: a readable file") from None
+
+
+def _read_password(path: str) -> bytes:
+    password = _read_file(path).partition(b"\n")[0].removesuffix(b"\r")
+    if not password:
+        raise SettingsError(f"{path!r} has an empty first line; allowed: the password there")
+    return password
+
+
+def makeService(options: Options) -> "PushService":
+    """Build the service, and open its ports: where that fails, exit with one line."""
+    # Not before twistd has chosen a reactor.
+    from twisted.internet import reactor  # noqa: PLC0415
+
+    from pushd.service import PushService  # noqa: PLC0415
+
+    try:
+        service = PushService(options.settings, reactor)
+        service.listen()
+    except SettingsError as error:
+        raise SystemExit(f"pushd: {error}") from None
+    return service
