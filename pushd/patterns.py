@@ -7,11 +7,11 @@ _STAR, _QUESTION, _OPEN, _CLOSE, _DASH, _ESCAPE = b"*?[]-\\"
 
 
 class Pattern:
-    r"""A glob over the bytes of a channel's name: ``*``, ``?``, ``[abc]``, ``[^a]``, ``[a-z]`` and ``\`` escapes.
+    r"""A glob over the bytes of a channel: ``*``, ``?``, ``[abc]``, ``[^a]``, ``[a-z]``, and ``\`` escapes.
 
-    Every byte string is a pattern. What is odd follows stringmatchlen of Redis 7: an unclosed class ends with the
-    pattern, a reversed range is swapped, and the empty name matches only the empty pattern. Matching takes at most
-    len(pattern) * len(name) steps.
+    Every byte string is a pattern. What is odd follows stringmatchlen of Redis 7.0: an unclosed class ends
+    with the pattern, a reversed range is swapped, and the empty name matches only the empty pattern. Matching
+    takes at most len(pattern) * len(name) steps.
     """
 
     __slots__ = ("_items",)
@@ -36,7 +36,7 @@ class Pattern:
                 at += 1
                 position += 1
             elif after_star >= 0:
-                # Only the last star need take one byte more: what came before it already matched at its earliest.
+                # Only the last star need take one byte more: what is before it has matched at its earliest.
                 resume += 1
                 at, position = after_star, resume
             else:
