@@ -32,7 +32,7 @@ class Clock(Protocol):
     def seconds(self) -> float:
         """Return the time, in seconds, from any fixed point."""
 
-    def callLater(self, delay: float, call: Callable[[], object]) -> object:
+    def callLater(self, delay: float, call: Callable[[], object], /) -> object:
         """Call something after so many seconds, from a later turn of the loop."""
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 SEGMENT_BYTES = 64 * 1024
-"""Messages are kept, and evicted, in segments of about this size."""
+"""Messages are kept, and evicted, in segments of this size, or of a sixteenth of a small log."""
 
 MESSAGE_OVERHEAD = 64
 """What a message costs beside its payload, about: so that even empty payloads fill a log."""
@@ -35,13 +35,14 @@ class Log:
     to one segment, is kept even where it alone is larger: a reader that keeps up never loses anything.
     """
 
-    __slots__ = ("_cost", "_limit", "_segments", "head", "tail", "written")
+    __slots__ = ("_cost", "_limit", "_segment_bytes", "_segments", "head", "tail", "written")
 
     def __init__(self, limit: int) -> None:
         self.head = 0  # the offset of the newest message
         self.tail = 0  # the oldest cursor from which nothing is missing
         self.written = 0  # bytes of payload of all messages up to the head, evicted ones too
         self._limit = limit
+        self._segment_bytes = min(SEGMENT_BYTES, limit // 16)
         self._cost = 0
         self._segments = deque([_Segment(0, 0)])
 
@@ -50,7 +51,7 @@ class Log:
         size = sum(map(len, payloads))
         cost = size + MESSAGE_OVERHEAD * len(payloads)
         newest = self._segments[-1]
-        if newest.payloads and newest.cost + cost > SEGMENT_BYTES:
+        if newest.payloads and newest.cost + cost > self._segment_bytes:
             newest = _Segment(self.head, self.written)
             self._segments.append(newest)
         newest.payloads += payloads

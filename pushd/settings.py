@@ -132,7 +132,7 @@ def parse_source(url: str) -> Redis | Embedded:
     if url == "embedded":
         return Embedded()
     if url.startswith("embedded:"):
-        return Embedded(_whole(url.removeprefix("embedded:"), 0, 65535))
+        return Embedded(_embedded_port(url.removeprefix("embedded:")))
     try:
         parts = urlsplit(url)
         port = DEFAULT_REDIS_PORT if parts.port is None else parts.port
@@ -145,6 +145,13 @@ def parse_source(url: str) -> Redis | Embedded:
             return _tcp(parts, port)
         case _:
             raise _wrong_url("its scheme is unknown")
+
+
+def _embedded_port(text: str) -> int:
+    try:
+        return _whole(text, 0, 65535)
+    except SettingsError as error:
+        raise SettingsError(f"the embedded broker is on loopback, and takes only a port: {error}") from None
 
 
 def _tcp(parts: SplitResult, port: int) -> Redis:

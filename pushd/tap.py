@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from twisted.python import usage
 
+from pushd import __version__
 from pushd.errors import SettingsError
 from pushd.message import Topic
 from pushd.settings import (
@@ -33,17 +34,19 @@ T = TypeVar("T")
 
 PASSWORD_VARIABLE = "PUSHD_REDIS_PASSWORD"
 
+EXAMPLE = """
+For example, each in a terminal of its own:
+  twistd -n pushd --port 8888 --channel updates
+  telnet localhost 8888
+  redis-cli PUBLISH updates "follow the white rabbit"
+"""
+
 
 class Options(usage.Options):
     """The options of ``twistd pushd``. Parsed, ``settings`` holds them; what is wrong ends the process."""
 
     synopsis = "[options]"
-    longdesc = (
-        "Deliver what is published in Redis to every TCP client.\n\n"
-        "  twistd -n pushd --port 8888 --channel updates\n"
-        "  telnet localhost 8888\n"
-        "  redis-cli PUBLISH updates 'follow the white rabbit'"
-    )
+    longdesc = "Deliver what is published in Redis to every TCP client."
     optFlags = (("debug", None, "Log every published message, too."),)
     optParameters = (
         (
@@ -96,7 +99,7 @@ class Options(usage.Options):
         self._topics: list[Topic] = []
 
     def opt_port(self, value: str) -> None:
-        """Listen for clients on a port, or an endpoint such as unix:/run/pushd/socket. Repeatable. Default: 8888."""
+        """Listen on a port, or an endpoint such as unix:/run/pushd/socket. Repeatable. Default: 8888."""
         self._ports.append(value)
 
     def opt_channel(self, value: str) -> None:
@@ -107,17 +110,28 @@ class Options(usage.Options):
         """Give every client the channels that match this pattern, such as news.*. Repeatable."""
         self._topics.append(Topic(os.fsencode(value), is_pattern=True))
 
+    def opt_version(self) -> None:
+        """Display the version of pushd and exit."""
+        print(f"pushd {__version__}")
+        raise SystemExit
+
+    def getUsage(self, width: int | None = None) -> str:
+        """Return the help, with an example at its end."""
+        return super().getUsage(width) + EXAMPLE
+
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
         """Parse and check everything; on an error, exit with one line instead of twistd's page of help."""
         try:
             super().parseOptions(options)
-        except (usage.UsageError, SettingsError) as error:
+        except usage.UsageError as error:
+            raise SystemExit(f"pushd: {error}; allowed: the options that twistd pushd --help shows") from None
+        except SettingsError as error:
             raise SystemExit(f"pushd: {error}") from None
 
     def parseArgs(self, *words: str) -> None:
         """Refuse what is not an option."""
         if words:
-            raise usage.UsageError(f"{words[0]!r} is not an option; allowed: options only, see --help")
+            raise usage.UsageError(f"{words[0]!r} is not an option")
 
     def postOptions(self) -> None:
         """Turn the options into settings."""

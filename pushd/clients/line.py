@@ -1,11 +1,13 @@
 """The line protocol: lines come back as they were typed, and published messages arrive between them."""
 
+import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
 from twisted.internet.abstract import FileDescriptor
+from twisted.internet.address import UNIXAddress
 from twisted.internet.interfaces import (
     IAddress,
     IDelayedCall,
@@ -197,7 +199,7 @@ class LineFactory(Factory):
 
 def show_address(address: IAddress) -> str:
     """Write an address as logs show it."""
-    host, port = getattr(address, "host", None), getattr(address, "port", None)
-    if host is None:
-        return str(getattr(address, "name", None) or "a local client")
+    if isinstance(address, UNIXAddress):
+        return os.fsdecode(address.name) if address.name else "a local client"
+    host, port = getattr(address, "host", "?"), getattr(address, "port", "?")
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

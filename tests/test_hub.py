@@ -1,0 +1,405 @@
+"""The hub: passes, shared encoding, slices, replay, lag, and the slow policies."""
+
+from functools import partial
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from twisted.internet.task import Clock
+
+from pushd.encoders import encode_lines
+from pushd.hub import SEND_BYTES, SHARED_CHUNKS, SLICE_SECONDS, STRIDE, Hub, Subscription
+from pushd.message import Batch, Topic
+from pushd.metrics import Metrics
+from pushd.settings import SlowPolicy
+from tests.clients import RecordingOutlet
+
+UPDATES = Topic(b"updates")
+NEWS = Topic(b"news.*", is_pattern=True)
+
+
+class World:
+    """A hub with a clock, and clients on it."""
+
+    def __init__(self, history: int = 1024**2) -> None:
+        self.clock = Clock()
+        self.metrics = Metrics()
+        self.hub = Hub(self.clock, history, self.metrics)
+        self.hub.open(UPDATES)
+        self.hub.open(NEWS)
+
+    def client(
+        self, policy: SlowPolicy = SlowPolicy.DISCONNECT, *, topic: Topic = UPDATES, replay: int = 0
+    ) -> tuple[RecordingOutlet, Subscription]:
+        outlet = RecordingOutlet()
+        return outlet, self.hub.subscribe(topic, outlet, encode_lines, policy, replay)
+
+    def publish(self, *payloads: bytes, topic: Topic = UPDATES) -> None:
+        self.hub.publish(Batch(topic, list(payloads)))
+
+    def settle(self) -> None:
+        """Run all passes that are due."""
+        while self.clock.getDelayedCalls():
+            self.clock.advance(0)
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def test_a_batch_reaches_every_subscription_as_the_same_bytes(world: World) -> None:
+    outlets = [world.client()[0] for _ in range(100)]
+    world.publish(b"one", b"two")
+    world.settle()
+    for outlet in outlets:
+        assert outlet.sent == [b"one\r\ntwo\r\n"]
+        assert outlet.sent[0] is outlets[0].sent[0]
+
+
+def test_publishing_sends_nothing_before_the_next_turn(world: World) -> None:
+    outlet, _ = world.client()
+    world.publish(b"one")
+    assert outlet.sent == []
+
+
+def test_batches_of_one_turn_become_one_send(world: World) -> None:
+    outlet, _ = world.client()
+    for number in range(1000):
+        world.publish(b"%d" % number)
+    world.settle()
+    assert len(outlet.sent) == 1
+    assert outlet.received == b"".join(b"%d\r\n" % number for number in range(1000))
+
+
+def test_topics_of_one_name_are_apart_if_one_is_a_pattern(world: World) -> None:
+    world.hub.open(Topic(b"news.*"))
+    by_pattern, _ = world.client(topic=NEWS)
+    by_name, _ = world.client(topic=Topic(b"news.*"))
+    world.publish(b"for the pattern", topic=NEWS)
+    world.settle()
+    assert (by_pattern.received, by_name.received) == (b"for the pattern\r\n", b"")
+
+
+def test_a_new_subscription_starts_at_the_head(world: World) -> None:
+    world.publish(b"old")
+    outlet, _ = world.client()
+    world.publish(b"new")
+    world.settle()
+    assert outlet.received == b"new\r\n"
+
+
+@pytest.mark.parametrize(
+    ("replay", "expected"), [(1, b"two\r\n"), (2, b"one\r\ntwo\r\n"), (9, b"one\r\ntwo\r\n")]
+)
+@pytest.mark.parametrize("policy", SlowPolicy)
+def test_replay_starts_with_the_last_messages(
+    world: World, replay: int, expected: bytes, policy: SlowPolicy
+) -> None:
+    world.publish(b"one", b"two")
+    world.settle()
+    outlet, subscription = world.client(policy, replay=replay)
+    world.settle()
+    assert outlet.received == expected
+    assert subscription.missed == 0
+
+
+def test_one_send_holds_about_64_kib_and_the_rest_follows(world: World) -> None:
+    outlet, _ = world.client()
+    payloads = [b"%04d" % number + b"." * 996 for number in range(500)]
+    world.publish(*payloads)
+    world.settle()
+    assert outlet.received == encode_lines(payloads)
+    assert max(map(len, outlet.sent)) <= SEND_BYTES
+    assert len(outlet.sent) == -(-500 // (SEND_BYTES // 1008))
+
+
+def test_a_message_above_64_kib_is_one_send(world: World) -> None:
+    outlet, _ = world.client()
+    world.publish(b"x" * 1024**2)
+    world.settle()
+    assert outlet.sent == [b"x" * 1024**2 + b"\r\n"]
+
+
+def test_an_unsubscribed_one_gets_no_more(world: World) -> None:
+    outlet, subscription = world.client()
+    world.publish(b"one")
+    world.hub.unsubscribe(subscription)
+    world.hub.unsubscribe(subscription)
+    world.settle()
+    assert outlet.sent == []
+
+
+def test_a_pass_yields_after_its_slice_and_goes_on_later(world: World) -> None:
+    outlets = [world.client()[0] for _ in range(10 * STRIDE)]
+
+    def take_time() -> None:
+        world.clock.rightNow += SLICE_SECONDS / 4
+
+    for outlet in outlets:
+        outlet.on_send = take_time
+    world.publish(b"one")
+    served: list[int] = []
+    world.clock.callLater(0, lambda: served.append(sum(len(outlet.sent) for outlet in outlets)))
+    world.settle()
+    assert served == [STRIDE]
+    assert [outlet.sent for outlet in outlets] == [[b"one\r\n"]] * len(outlets)
+
+
+def test_what_arrives_during_a_pass_makes_later_sends_larger_not_more(world: World) -> None:
+    first, last = world.client()[0], world.client()[0]
+    first.on_send = lambda: world.publish(b"two") if len(first.sent) == 1 else None
+    world.publish(b"one")
+    world.settle()
+    assert first.sent == [b"one\r\n", b"two\r\n"]
+    assert last.sent == [b"one\r\ntwo\r\n"]
+
+
+def test_who_leaves_during_a_pass_is_not_sent_to(world: World) -> None:
+    first, _ = world.client()
+    last, subscription = world.client()
+    first.on_send = lambda: world.hub.unsubscribe(subscription)
+    world.publish(b"one")
+    world.settle()
+    assert (first.received, last.received) == (b"one\r\n", b"")
+
+
+def test_one_failing_client_does_not_stop_the_pass(world: World) -> None:
+    before, failing, after = (world.client()[0] for _ in range(3))
+
+    def fail() -> None:
+        raise ValueError("no such thing")
+
+    failing.on_send = fail
+    world.publish(b"one")
+    world.settle()
+    world.publish(b"two")
+    world.settle()
+    assert before.received == after.received == b"one\r\ntwo\r\n"
+    assert (failing.failures, failing.received) == (1, b"one\r\n")
+
+
+def test_a_lagging_client_is_left_alone_until_it_wakes(world: World) -> None:
+    outlet, subscription = world.client()
+    outlet.lagging = True
+    world.publish(b"one")
+    world.publish(b"two")
+    world.settle()
+    assert outlet.sent == []
+    assert subscription.behind == 2
+    outlet.lagging = False
+    world.hub.wake([subscription])
+    world.settle()
+    assert outlet.sent == [b"one\r\ntwo\r\n"]
+
+
+def test_one_that_lags_in_the_middle_of_a_long_read_goes_on_when_it_wakes(world: World) -> None:
+    outlet, subscription = world.client()
+    outlet.on_send = lambda: setattr(outlet, "lagging", True)
+    payloads = [b"." * 1000] * 100
+    world.publish(*payloads)
+    world.settle()
+    assert len(outlet.sent) == 1
+    outlet.lagging = False
+    world.hub.wake([subscription])
+    world.settle()
+    assert outlet.received == encode_lines(payloads)
+
+
+def overflow(world: World) -> int:
+    """Publish numbered messages until the log has evicted some; return how many."""
+    for number in range(1, 3001):
+        world.publish(b"%04d" % number + b"." * 996)
+    world.settle()
+    return 3000
+
+
+def test_disconnect_ends_a_client_whose_cursor_fell_off(world: World) -> None:
+    outlet, subscription = world.client(SlowPolicy.DISCONNECT)
+    healthy, _ = world.client(SlowPolicy.DISCONNECT)
+    outlet.lagging = True
+    world.publish(b"first")
+    world.settle()
+    assert outlet.overruns == []
+    count = 1
+    while not outlet.overruns:
+        world.publish(b"." * 1000)
+        world.settle()
+        count += 1
+    world.publish(b"more")
+    world.settle()
+    assert outlet.overruns == [(UPDATES, count, 5 + 1000 * (count - 1))]
+    assert subscription.missed == world.metrics.missed == count
+    assert world.metrics.slow_disconnects == 1
+    assert outlet.sent == []
+    assert len(healthy.received) == 7 + 1002 * (count - 1) + 6
+
+
+def test_skip_goes_on_with_the_oldest_kept_and_counts_the_gap(world: World) -> None:
+    outlet, subscription = world.client(SlowPolicy.SKIP)
+    outlet.lagging = True
+    published = overflow(world)
+    outlet.lagging = False
+    world.hub.wake([subscription])
+    world.settle()
+    lines = outlet.received.split(b"\r\n")[:-1]
+    assert int(lines[0][:4]) == subscription.missed + 1 > 1
+    assert int(lines[-1][:4]) == published
+    assert len(lines) + subscription.missed == published
+    assert world.metrics.missed == subscription.missed
+
+
+def test_latest_goes_on_with_the_newest_as_soon_as_it_lagged(world: World) -> None:
+    outlet, subscription = world.client(SlowPolicy.LATEST)
+    outlet.lagging = True
+    world.publish(b"one", b"two", b"three")
+    world.settle()
+    outlet.lagging = False
+    world.hub.wake([subscription])
+    world.settle()
+    assert outlet.received == b"three\r\n"
+    assert subscription.missed == world.metrics.missed == 2
+
+
+def test_latest_skips_nothing_that_a_client_keeps_up_with(world: World) -> None:
+    outlet, subscription = world.client(SlowPolicy.LATEST)
+    world.publish(*[b"." * 1000] * 200)
+    world.settle()
+    assert (len(outlet.received), subscription.missed) == (200 * 1002, 0)
+
+
+def test_latest_counts_what_falls_off_while_it_lags(world: World) -> None:
+    outlet, subscription = world.client(SlowPolicy.LATEST)
+    outlet.lagging = True
+    published = overflow(world)
+    outlet.lagging = False
+    world.hub.wake([subscription])
+    world.settle()
+    assert outlet.received.startswith(b"%04d" % published)
+    assert subscription.missed == published - 1
+
+
+def test_chunks_are_encoded_once_for_each_place_and_given_back_when_idle(world: World) -> None:
+    encoded: list[int] = []
+
+    def encode(payloads: object) -> bytes:
+        assert isinstance(payloads, list)
+        encoded.append(len(payloads))
+        return encode_lines(payloads)
+
+    outlets = [RecordingOutlet() for _ in range(50)]
+    subscriptions = [world.hub.subscribe(UPDATES, o, encode, SlowPolicy.SKIP) for o in outlets]
+    world.publish(*[b"." * 1000] * 1000)
+    world.settle()
+    assert sum(encoded) == 1000
+    assert len(encoded) == len(outlets[0].sent)
+    assert not subscriptions[0].chunks._chunks
+
+
+def test_few_chunks_are_kept_however_spread_out_the_readers_are(world: World) -> None:
+    world.publish(*[b"%d" % number for number in range(100)])
+    world.settle()
+    kept: list[int] = []
+    for replay in range(1, 101):
+        outlet, subscription = world.client(replay=replay)
+        chunks = subscription.chunks._chunks
+        outlet.on_send = partial(lambda chunks: kept.append(len(chunks)), chunks)
+    world.settle()
+    assert len(kept) == 100
+    assert max(kept) == SHARED_CHUNKS
+
+
+class Delivery(RuleBasedStateMachine):
+    """Any interleaving of appends, passes, lags, wakes, joins and leaves, against a naive model.
+
+    The model of a client is the list of all messages published while it was subscribed. What it received
+    must be that list with gaps: in order, exact, and as many missing as were counted.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World(history=2000)
+        self.published: list[bytes] = []
+        self.clients: list[tuple[RecordingOutlet, Subscription, int]] = []
+
+    @rule(policy=st.sampled_from(SlowPolicy), replay=st.integers(0, 5))
+    def join(self, policy: SlowPolicy, replay: int) -> None:
+        outlet, subscription = self.world.client(policy, replay=replay)
+        self.clients.append((outlet, subscription, subscription.cursor))
+
+    @rule(sizes=st.lists(st.integers(0, 400), min_size=1, max_size=20))
+    def publish(self, sizes: list[int]) -> None:
+        batch = [b"%06d" % (len(self.published) + number) + b"." * size for number, size in enumerate(sizes)]
+        self.published += batch
+        self.world.publish(*batch)
+
+    @rule()
+    def turn(self) -> None:
+        self.world.clock.advance(0)
+
+    @rule(data=st.data())
+    def lag(self, data: st.DataObject) -> None:
+        for outlet, _, _ in self.clients:
+            outlet.lagging |= data.draw(st.booleans())
+
+    @rule(data=st.data())
+    def lag_at_next_send(self, data: st.DataObject) -> None:
+        for outlet, _, _ in self.clients:
+            if data.draw(st.booleans()):
+                outlet.on_send = partial(setattr, outlet, "lagging", True)
+
+    @rule(data=st.data())
+    def wake(self, data: st.DataObject) -> None:
+        for outlet, subscription, _ in self.clients:
+            if outlet.lagging and data.draw(st.booleans()):
+                outlet.lagging = False
+                outlet.on_send = lambda: None
+                self.world.hub.wake([subscription])
+
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        if self.clients:
+            _, subscription, _ = data.draw(st.sampled_from(self.clients))
+            self.world.hub.unsubscribe(subscription)
+
+    @invariant()
+    def exactly_in_order_or_counted(self) -> None:
+        for outlet, subscription, start in self.clients:
+            lines = outlet.received.split(b"\r\n")[:-1]
+            numbers = [int(line[:6]) for line in lines]
+            assert [self.published[number] for number in numbers] == lines
+            assert numbers == sorted(set(numbers))
+            assert not numbers or start <= numbers[0]
+            assert len(lines) + subscription.missed + subscription.behind == len(self.published) - start
+            assert (
+                subscription.missed == 0
+                or outlet.overruns
+                or subscription.policy is not SlowPolicy.DISCONNECT
+            )
+        assert sum(subscription.missed for _, subscription, _ in self.clients) == self.world.metrics.missed
+
+    def teardown(self) -> None:
+        """Let everybody read: all who are still subscribed end at the head."""
+        for outlet, subscription, _ in self.clients:
+            outlet.on_send = lambda: None
+            if outlet.lagging:
+                outlet.lagging = False
+                self.world.hub.wake([subscription])
+        self.world.settle()
+        self.exactly_in_order_or_counted()
+        for _, subscription, _ in self.clients:
+            assert not subscription.active or not subscription.behind
+
+
+TestDelivery = Delivery.TestCase
+TestDelivery.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+@given(st.lists(st.binary(max_size=5000), min_size=1, max_size=50))
+def test_any_bytes_pass_exactly(payloads: list[bytes]) -> None:
+    world = World()
+    outlet, _ = world.client()
+    world.publish(*payloads)
+    world.settle()
+    assert outlet.received == b"".join(payload + b"\r\n" for payload in payloads)

@@ -1,0 +1,138 @@
+"""The log: numbering, eviction, and reading from any cursor."""
+
+from collections.abc import Iterator
+from itertools import accumulate
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pushd.log import FRAMING_BYTES, MESSAGE_OVERHEAD, SEGMENT_BYTES, Log
+
+GENEROUS = 10**9
+
+
+def numbered(first: int, count: int, size: int = 100) -> list[bytes]:
+    """Return payloads that say which one they are."""
+    return [b"%d" % number + b"." * (size - 10) for number in range(first, first + count)]
+
+
+def test_is_empty_at_first() -> None:
+    log = Log(1024)
+    assert (log.tail, log.head, log.written) == (0, 0, 0)
+    assert log.read(0, GENEROUS) == []
+    assert log.written_at(0) == 0
+
+
+def test_numbers_messages_from_1_across_batches() -> None:
+    log = Log(GENEROUS)
+    log.append([b"one", b"two"])
+    log.append([b"three"])
+    assert log.head == 3
+    assert [log.read(cursor, GENEROUS) for cursor in range(4)] == [
+        [b"one", b"two", b"three"],
+        [b"two", b"three"],
+        [b"three"],
+        [],
+    ]
+
+
+def test_reads_as_many_as_fit_and_at_least_one() -> None:
+    log = Log(GENEROUS)
+    log.append([b"12345678", b"12345678", b"12345678"])
+    two = 2 * (8 + FRAMING_BYTES)
+    assert len(log.read(0, two)) == 2
+    assert len(log.read(0, two - 1)) == 1
+    assert len(log.read(0, 0)) == 1
+
+
+def test_a_read_of_empty_payloads_ends() -> None:
+    log = Log(GENEROUS)
+    log.append([b""] * 1000)
+    assert len(log.read(0, 100 * FRAMING_BYTES)) == 100
+
+
+def test_reads_across_segments() -> None:
+    log = Log(GENEROUS)
+    payloads = numbered(1, 3000)
+    for payload in payloads:
+        log.append([payload])
+    assert log.read(0, GENEROUS) == payloads
+    assert log.read(1234, GENEROUS) == payloads[1234:]
+
+
+def test_evicts_the_oldest_segments_above_the_limit() -> None:
+    limit = 4 * SEGMENT_BYTES
+    log = Log(limit)
+    payloads = numbered(1, 5000)
+    for payload in payloads:
+        log.append([payload])
+    kept = log.read(log.tail, GENEROUS)
+    assert kept == payloads[log.tail :]
+    assert log.head == 5000
+    assert limit - SEGMENT_BYTES < sum(len(payload) + MESSAGE_OVERHEAD for payload in kept) <= limit
+
+
+def test_empty_payloads_fill_the_log_too() -> None:
+    log = Log(2 * SEGMENT_BYTES)
+    for _ in range(10_000):
+        log.append([b""])
+    assert log.head - log.tail <= 2 * SEGMENT_BYTES // MESSAGE_OVERHEAD
+
+
+def test_keeps_the_newest_batch_whole_even_above_the_limit() -> None:
+    log = Log(1024)
+    log.append([b"old"])
+    big = [b"x" * SEGMENT_BYTES, b"y" * SEGMENT_BYTES]
+    log.append(big)
+    assert log.tail == 1
+    assert log.read(1, GENEROUS) == big
+
+
+def test_counts_what_was_written_up_to_a_cursor() -> None:
+    log = Log(2 * SEGMENT_BYTES)
+    payloads = numbered(1, 3000)
+    for payload in payloads:
+        log.append([payload])
+    assert log.written == sum(map(len, payloads))
+    for cursor in (log.tail, log.tail + 1, 2500, 3000):
+        assert log.written_at(cursor) == sum(map(len, payloads[:cursor]))
+
+
+batches = st.lists(st.lists(st.binary(max_size=300), min_size=1, max_size=9), max_size=60)
+
+
+@given(batches, st.integers(0, 20_000), st.integers(0, 2000), st.integers(0, 10**6))
+def test_behaves_like_a_list_that_forgets_its_beginning(
+    batches: list[list[bytes]], limit: int, room: int, seed: int
+) -> None:
+    log = Log(limit)
+    everything: list[bytes] = []
+    for batch in batches:
+        log.append(batch)
+        everything += batch
+    assert log.head == len(everything)
+    assert 0 <= log.tail <= log.head
+    cursor = log.tail + seed % (log.head - log.tail + 1)
+    read = log.read(cursor, room)
+    assert read == everything[cursor : cursor + len(read)]
+    assert bool(read) == (cursor < log.head)
+    assert len(read) == max(fits(everything[cursor:], room), min(1, log.head - cursor))
+    assert log.written_at(cursor) == sum(map(len, everything[:cursor]))
+    assert everything[log.tail :][-len(batches[-1]) :] == batches[-1] if batches else not everything
+
+
+def fits(payloads: list[bytes], room: int) -> int:
+    """Return how many payloads, with what frames them, go into room bytes."""
+    sizes: Iterator[int] = accumulate(len(payload) + FRAMING_BYTES for payload in payloads)
+    return sum(size <= room for size in sizes)
+
+
+@pytest.mark.parametrize("count", [1, 2, 1000])
+def test_the_bound_holds_whatever_the_size_of_batches(count: int) -> None:
+    limit = 3 * SEGMENT_BYTES
+    log = Log(limit)
+    for first in range(0, 10_000, count):
+        log.append(numbered(first, count))
+        cost = sum(len(payload) + MESSAGE_OVERHEAD for payload in log.read(log.tail, GENEROUS))
+        assert cost <= limit or log.head - log.tail == count

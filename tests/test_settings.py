@@ -1,0 +1,170 @@
+"""The settings: what each option takes, and what it says about what it does not take."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pushd import settings
+from pushd.errors import SettingsError
+from pushd.settings import Embedded, Redis, Settings, SlowPolicy, parse_source
+
+
+@pytest.mark.parametrize(
+    ("parse", "text", "value"),
+    [
+        (settings.parse_slow, "disconnect", SlowPolicy.DISCONNECT),
+        (settings.parse_slow, "skip", SlowPolicy.SKIP),
+        (settings.parse_slow, "latest", SlowPolicy.LATEST),
+        (settings.parse_count, "0", 0),
+        (settings.parse_count, "17", 17),
+        (settings.parse_limit, "1", 1),
+        (settings.parse_seconds, "0", 0.0),
+        (settings.parse_seconds, "2.5", 2.5),
+        (settings.parse_timeout, "0.1", 0.1),
+        (settings.parse_history, "64K", 64 * 1024),
+        (settings.parse_history, "8m", 8 * 1024**2),
+        (settings.parse_history, "2G", 2 * 1024**3),
+        (settings.parse_history, "1000000", 1_000_000),
+        (settings.parse_send_buffer, "256K", 256 * 1024),
+        (settings.parse_max_line, "1", 1),
+        (settings.parse_endpoint, "8888", "tcp:8888:backlog=4096"),
+        (settings.parse_endpoint, "tcp:8888:interface=127.0.0.1", "tcp:8888:interface=127.0.0.1"),
+        (settings.parse_endpoint, "unix:/run/pushd/socket", "unix:/run/pushd/socket"),
+    ],
+)
+def test_what_is_allowed_is_read(parse: Callable[[str], Any], text: str, value: Any) -> None:
+    assert parse(text) == value
+
+
+@pytest.mark.parametrize(
+    ("parse", "text", "allowed"),
+    [
+        (settings.parse_slow, "drop", "disconnect, skip, latest"),
+        (settings.parse_slow, "SKIP", "disconnect, skip, latest"),
+        (settings.parse_count, "-1", "0 to"),
+        (settings.parse_count, "1.5", "0 to"),
+        (settings.parse_count, "٣", "0 to"),
+        (settings.parse_limit, "0", "1 to"),
+        (settings.parse_seconds, "soon", "0 and more"),
+        (settings.parse_seconds, "nan", "0 and more"),
+        (settings.parse_timeout, "0", "0.1 and more"),
+        (settings.parse_history, "8MB", "64K to"),
+        (settings.parse_history, "1K", "64K to"),
+        (settings.parse_history, "", "64K to"),
+        (settings.parse_history, "9" * 30, "64K to"),
+        (settings.parse_send_buffer, "1", "4K to"),
+        (settings.parse_max_line, "0", "1 to"),
+        (settings.parse_max_line, "1G", "to 16M"),
+        (settings.parse_endpoint, "65536", "0 to 65535"),
+        (settings.parse_endpoint, "http", "0 to 65535"),
+        (settings.parse_source, "embedded:x", "0 to 65535"),
+        (settings.parse_source, "embedded:0.0.0.0:6379", "0 to 65535"),
+    ],
+)
+def test_what_is_not_allowed_is_said_in_one_line(
+    parse: Callable[[str], Any], text: str, allowed: str
+) -> None:
+    with pytest.raises(SettingsError) as caught:
+        parse(text)
+    assert text.removeprefix("embedded:") in str(caught.value)
+    assert "allowed: " in str(caught.value)
+    assert allowed in str(caught.value).partition("allowed: ")[2]
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "source", "shown"),
+    [
+        ("redis://localhost", Redis(), "redis://localhost:6379"),
+        ("redis://10.0.0.1:6380", Redis(host="10.0.0.1", port=6380), "redis://10.0.0.1:6380"),
+        ("redis://[::1]:6380/0", Redis(host="::1", port=6380), "redis://[::1]:6380"),
+        ("redis://:secret@h", Redis(host="h", password=b"secret"), "redis://h:6379"),
+        ("redis://me:p%40ss%FF@h", Redis(host="h", username=b"me", password=b"p@ss\xff"), "redis://h:6379"),
+        ("rediss://h", Redis(host="h", tls=True), "rediss://h:6379"),
+        ("unix:///run/redis.sock", Redis(path="/run/redis.sock"), "unix:///run/redis.sock"),
+        ("unix://:secret@/r.sock", Redis(path="/r.sock", password=b"secret"), "unix:///r.sock"),
+    ],
+)
+def test_urls_of_redis_are_read_and_shown_without_the_password(url: str, source: Redis, shown: str) -> None:
+    assert parse_source(url) == source
+    assert str(source) == shown
+    assert "secret" not in repr(source)
+
+
+def test_the_embedded_broker_takes_a_port() -> None:
+    assert parse_source("embedded") == Embedded(6379)
+    assert parse_source("embedded:7000") == Embedded(7000)
+    assert "secret" not in repr(Embedded(password=b"secret"))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "localhost:6379",
+        "http://:secret@localhost",
+        "redis://",
+        "redis://:secret@",
+        "redis://:secret@h:0",
+        "redis://:secret@h:99999",
+        "redis://:secret@h:port",
+        "redis://:secret@[::1",
+        "redis://:secret@h/name",
+        "redis://:secret@h?db=1",
+        "unix://host/path",
+        "unix:relative",
+        "unix://:secret@/path?db=1",
+    ],
+)
+def test_a_wrong_url_is_explained_without_the_password(url: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        parse_source(url)
+    assert "allowed: redis://[[USER]:PASSWORD@]HOST[:PORT]" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+@given(st.text())
+def test_any_text_is_read_or_refused(text: str) -> None:
+    for parse in (
+        settings.parse_slow,
+        settings.parse_count,
+        settings.parse_limit,
+        settings.parse_seconds,
+        settings.parse_timeout,
+        settings.parse_history,
+        settings.parse_send_buffer,
+        settings.parse_max_line,
+        settings.parse_endpoint,
+        settings.parse_source,
+        lambda text: settings.parse_source("redis://" + text),
+    ):
+        assert len(refusal(parse, text).splitlines()) <= 1
+
+
+def refusal(parse: Callable[[str], Any], text: str) -> str:
+    try:
+        parse(text)
+    except SettingsError as error:
+        return str(error)
+    return ""
+
+
+def test_defaults_are_those_of_the_documents() -> None:
+    assert Settings() == Settings(
+        endpoints=("tcp:8888:backlog=4096",),
+        topics=(),
+        source=Redis(host="localhost", port=6379),
+        slow=SlowPolicy.DISCONNECT,
+        history=8 * 1024**2,
+        replay=0,
+        send_buffer=256 * 1024,
+        max_line=16 * 1024,
+        max_clients=None,
+        max_clients_per_ip=None,
+        idle_timeout=None,
+        drain=5.0,
+        debug=False,
+    )
