@@ -148,8 +148,9 @@ class PushService(MultiService):
             await maybeDeferred(self._broker.stopListening)
         await maybeDeferred(super().stopService)
         self._log.info(
-            "Stopped: {metrics.clients} clients served, {cut_off} cut off with something left to send,"
-            " {metrics.messages} messages, {metrics.missed} missed",
+            "Stopped, and left {source}: {metrics.clients} clients served, {cut_off} of them cut off with"
+            " something left to send; {metrics.messages} messages, {metrics.missed} missed",
+            source=self._settings.source,
             metrics=self._metrics,
             cut_off=cut_off,
         )

@@ -27,10 +27,13 @@ class SlowPolicy(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """The broker in this process, on loopback."""
+    """The broker in this process, on loopback. Shown, it never tells the password."""
 
     port: int = DEFAULT_REDIS_PORT  # 0: any that is free
     password: bytes | None = field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        return "the embedded broker"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,12 +21,13 @@ With it a peer that vanished is gone within two minutes, whether or not there is
 def tune_listener(descriptor: int, send_buffer: int) -> None:
     """Set on a listening socket what all connections that it accepts inherit: see socket(7) and tcp(7).
 
-    The kernel doubles send_buffer, for its own books, and caps it at net.core.wmem_max.
+    The kernel doubles send_buffer, for its own books, and caps it at net.core.wmem_max. A Unix socket is left
+    as it is: nothing is inherited there.
     """
     with socket.socket(fileno=os.dup(descriptor)) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         if listener.family not in (socket.AF_INET, socket.AF_INET6):
             return
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in (
             (socket.TCP_NODELAY, 1),

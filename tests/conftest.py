@@ -29,10 +29,10 @@ def reactor() -> "ReactorBase":
 
 
 @pytest.fixture(autouse=True)
-def _nothing_left_behind(reactor: "ReactorBase") -> Iterator[None]:
+def logged_errors(reactor: "ReactorBase") -> Iterator[list[str]]:
     """Fail a test that leaves a delayed call in the reactor, or an error that nobody handled in a Deferred.
 
-    Neither fails a test by itself under pytest-twisted.
+    Neither fails a test by itself under pytest-twisted. A test that provokes an error clears the list.
     """
     errors: list[str] = []
 
@@ -43,7 +43,7 @@ def _nothing_left_behind(reactor: "ReactorBase") -> Iterator[None]:
     observer = cast("Any", observe)
     before = set(reactor.getDelayedCalls())
     globalLogPublisher.addObserver(observer)
-    yield
+    yield errors
     gc.collect()  # an unhandled error is reported when its Deferred is collected
     globalLogPublisher.removeObserver(observer)
     left = [call for call in reactor.getDelayedCalls() if call not in before]

@@ -146,6 +146,8 @@ class RedisSource(Service):
     async def _follow(self) -> None:
         while True:
             why = await self._subscription()
+            if not self.running:
+                return
             delay = self._retry_delay(self._failures)
             self._failures += 1
             self._log.warn(
@@ -164,8 +166,6 @@ class RedisSource(Service):
             await self._subscribe(protocol)
             self._failures = 0
             return await protocol.lost
-        except CancelledError:
-            raise
         except Exception as error:
             return protocol.why_lost or _describe(error)
         finally:
