@@ -10,9 +10,9 @@ class Pattern:
     r"""A glob over the bytes of a channel: ``*``, ``?``, ``[abc]``, ``[^a]``, ``[a-z]``, and ``\`` escapes.
 
     Every byte string is a pattern. What is odd follows stringmatchlen of Redis 7.0: an unclosed class ends
-    with the pattern, a reversed range is swapped, and the empty name matches only the empty pattern. Bytes
-    have no sign, as where C's char has none; on x86 Redis sorts those from 0x80 before all others, which shows
-    only in a range that mixes both. Matching takes at most len(pattern) * len(name) steps.
+    with the pattern, a reversed range is swapped, and the empty name matches only the empty pattern.
+    Bytes have no sign, as on ARM; on x86 Redis sorts those from 0x80 before all others, which shows only in a
+    range that mixes both. Matching takes at most len(pattern) * len(name) steps.
     """
 
     __slots__ = ("_items",)
