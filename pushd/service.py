@@ -49,7 +49,7 @@ class PushService(MultiService):
         for topic in settings.topics:
             self._hub.open(topic)
         self._clients = LineFactory(self._terms(), self._hub, reactor, self._metrics)
-        self._endpoints = [(f"--port {text}", self._endpoint(text)) for text in settings.endpoints]
+        self._endpoints = [self._endpoint(text) for text in settings.endpoints]
         self._ports: list[IListeningPort] = []
         self._broker: IListeningPort | None = None
         if isinstance(settings.source, Redis) and settings.topics:
@@ -108,8 +108,8 @@ class PushService(MultiService):
         """
         if isinstance(self._settings.source, Embedded):
             self._broker = self._open_broker(self._settings.source)
-        for name, endpoint in self._endpoints:
-            port = _open(name, endpoint, self._clients)
+        for endpoint in self._endpoints:
+            port = _open("--port", endpoint, self._clients, "such as --port 8889")
             if isinstance(port, FileDescriptor):
                 tune_listener(port.fileno(), self._settings.send_buffer)
             self._ports.append(port)
@@ -117,10 +117,7 @@ class PushService(MultiService):
     def _open_broker(self, embedded: Embedded) -> IListeningPort:
         factory = BrokerFactory(self._settings.topics, self._deliver, password=embedded.password)
         endpoint = TCP4ServerEndpoint(self._reactor, embedded.port, interface="127.0.0.1")
-        try:
-            return _open(f"--redis embedded:{embedded.port}", endpoint, factory)
-        except SettingsError as error:
-            raise SettingsError(f"{error}; name another port: --redis embedded:6380") from error
+        return _open("--redis embedded", endpoint, factory, "such as --redis embedded:6380")
 
     def startService(self) -> None:
         """Say what is open, and begin to follow the source."""
@@ -172,11 +169,11 @@ class PushService(MultiService):
         return cut_off
 
 
-def _open(name: str, endpoint: IStreamServerEndpoint, factory: Factory) -> IListeningPort:
+def _open(option: str, endpoint: IStreamServerEndpoint, factory: Factory, other: str) -> IListeningPort:
     opened: list[IListeningPort] = []
     failed: list[Failure] = []
     endpoint.listen(factory).addCallbacks(opened.append, failed.append)
     if opened:
         return opened[0]
     why = one_line(failed[0].value) if failed else "it does not open at once"
-    raise SettingsError(f"{name}: cannot listen: {why}")
+    raise SettingsError(f"{option}: {why}; allowed: one that is free, {other}")

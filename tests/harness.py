@@ -2,6 +2,8 @@
 
 import contextlib
 import re
+import resource
+import selectors
 import shutil
 import signal
 import socket
@@ -13,6 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+import redis
 
 SCRIPTS = Path(sys.executable).parent
 TIMEOUT = 20.0
@@ -141,10 +145,14 @@ class RedisServer(Process):
         )
         self.wait_for("Ready to accept connections")
 
-    def cli(self, *words: str, **options: str) -> str:
+    def cli(self, *words: str) -> str:
         """Run one command through redis-cli and return what it printed."""
         command = [redis_program("redis-cli"), "-p", str(self.port), *words]
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=TIMEOUT).stdout
+
+    def client(self, password: str | None = None) -> redis.Redis:
+        """Return a connection to the server."""
+        return redis.Redis(port=self.port, password=password, socket_timeout=TIMEOUT)
 
 
 class Pushd(Process):
@@ -195,6 +203,16 @@ class Client:
     def send(self, data: bytes) -> None:
         self.socket.sendall(data)
 
+    def send_until_stuck(self, data: bytes) -> int:
+        """Send some data again and again until the server has read no more for a second; return the bytes."""
+        sent = 0
+        self.socket.settimeout(1)
+        with contextlib.suppress(TimeoutError):
+            while True:
+                sent += self.socket.send(data)
+        self.socket.settimeout(TIMEOUT)
+        return sent
+
     def read(self, size: int) -> bytes:
         """Return exactly so many bytes; fewer only where the connection ends."""
         parts = [self._buffer[:size]]
@@ -222,6 +240,52 @@ class Client:
         """Return once the server has echoed a line: it knows this client now, and has handled all before."""
         self.send(line + b"\r\n")
         assert self.read_line() == line
+
+
+class Following:
+    """Follows what many clients receive, without keeping it: each must get exactly what is expected."""
+
+    def __init__(self, clients: Sequence[Client]) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._expected = b""
+        self._seen = dict.fromkeys(clients, 0)
+        for client in clients:
+            self._selector.register(client.socket, selectors.EVENT_READ, client)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._selector.close()
+
+    def expect(self, data: bytes, timeout: float = TIMEOUT) -> None:
+        """Return once every client has got these bytes after all that came before, and nothing else."""
+        self._expected += data
+        deadline = time.monotonic() + timeout
+        behind = {client for client, seen in self._seen.items() if seen < len(self._expected)}
+        while behind:
+            ready = self._selector.select(deadline - time.monotonic())
+            assert ready, f"{len(behind)} clients still wait for something after {timeout} s"
+            for key, _ in ready:
+                client: Client = key.data
+                got = client.socket.recv(1 << 20)
+                seen = self._seen[client]
+                assert got, f"closed after {seen} bytes"
+                assert got == self._expected[seen : seen + len(got)], (
+                    f"not what was published, at byte {seen}"
+                )
+                self._seen[client] = seen + len(got)
+                if self._seen[client] == len(self._expected):
+                    behind.discard(client)
+
+
+def raise_own_descriptor_limit(needed: int) -> bool:
+    """Let this process open so many files; return whether it may."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard >= needed
 
 
 @contextlib.contextmanager
