@@ -226,17 +226,17 @@ class OnTerminal:
     def resize(self, columns: int) -> None:
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
 
-    def _screen(self, written: bytes) -> Screen:
-        screen = Screen(self.columns)
-        screen.show(written.decode(errors="ignore"))
-        return screen
-
     def wait_rows(self, *rows: str, cursor: int | None = None) -> None:
-        """Return once these are the last rows of the screen, and the cursor is there in the very last one."""
+        """Return once these are, or were, the last rows of the screen, with the cursor in the last one."""
 
         def shown(written: bytes) -> bool:
-            screen = self._screen(written)
-            return screen.rows[-len(rows) :] == list(rows) and cursor in (None, screen.cursor)
+            screen = Screen(self.columns)
+            # Whatever the client writes ends with placing the cursor, but for the last things that it says.
+            for update in re.findall(r"(?s).*?\x1b\[\d+C|.+", written.decode(errors="ignore")):
+                screen.show(update)
+                if screen.rows[-len(rows) :] == list(rows) and cursor in (None, screen.cursor):
+                    return True
+            return False
 
         try:
             self.output.wait(shown)
@@ -260,6 +260,19 @@ class TestInPipes:
             client.output.wait(lambda got: got == b"\xff\x1b[2J\na\nb\rc\n\n")
             connection.sendall(b" a line\r\n")
             client.output.wait(lambda got: got.endswith(b"\nhalf a line\n"))
+
+    def test_a_terminal_at_the_end_of_the_pipe_is_not_controlled(self, server: Server) -> None:
+        master, slave = pty.openpty()
+        with subprocess.Popen(
+            [*COMMAND, "127.0.0.1", str(server.port)], stdin=subprocess.DEVNULL, stdout=slave
+        ) as child:
+            connection = server.accept()
+            connection.sendall(b"\x1b[2J\xff\r\n")
+            connection.close()
+            assert child.wait(TIMEOUT) == 0
+        assert os.read(master, 100) == b"\\x1b[2J\\xff\r\n"
+        os.close(slave)
+        os.close(master)
 
     def test_end_of_input_waits_for_the_answers(self, server: Server) -> None:
         with InPipes(server.port) as client:
@@ -406,7 +419,10 @@ class TestWithoutReconnection:
 
     def test_the_connection_breaks(self, server: Server) -> None:
         with InPipes(server.port, "--no-reconnect") as client:
-            reset(server.accept())
+            connection = server.accept()
+            connection.sendall(b"ready\r\n")
+            client.output.wait(lambda got: got == b"ready\n")
+            reset(connection)
             assert client.wait() == 1
             assert b"lost: Connection reset by peer\n" in client.errors.wait_end()
 
@@ -605,7 +621,7 @@ class TestOnTerminal:
             note = "pushd-client: not connected, not sent (the up key brings it back): hello"
             client.wait_rows("> hello", note, "> ")
             client.type(b"\x1b[A")
-            client.wait_rows(note, "> hello", cursor=7)
+            client.wait_rows("> hello", cursor=7)
             with contextlib.closing(Server(port)) as server:
                 connection = server.accept()
                 client.wait_rows(f"pushd-client: connected to 127.0.0.1 port {port}", "> hello", cursor=7)
