@@ -1,4 +1,4 @@
-"""What pip makes of the repository: a plugin for twistd and a program, and nothing left once it is removed."""
+"""What pip makes of the repository: a plugin and a program, and nothing is left once they are removed."""
 
 import os
 import shutil
