@@ -14,7 +14,8 @@ MARGIN = 3.0
 
 def last_line(pushd: Pushd) -> str:
     """Return the last line that pushd itself logged: twistd says goodbye after it."""
-    return re.findall(r"\[pushd\..*?\] (.*)", pushd.output)[-1]
+    *_, last = re.finditer(r"\[pushd\..*?\] (.*)", pushd.output)
+    return last[1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
