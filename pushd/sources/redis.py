@@ -161,8 +161,10 @@ class RedisSource(Service):
     async def _subscription(self) -> str:
         """Connect, subscribe, and return why that failed or ended."""
         protocol = RedisSubscriber(self._guarded)
+        factory = Factory.forProtocol(lambda: protocol)
+        factory.noisy = False
         try:
-            await self._endpoint.connect(Factory.forProtocol(lambda: protocol))
+            await self._endpoint.connect(factory)
             await self._subscribe(protocol)
             self._failures = 0
             return await protocol.lost
