@@ -234,20 +234,22 @@ class Hub:
 
     def _fall_off(self, subscription: Subscription) -> None:
         """Apply the slow policy to a cursor that the log's tail has passed."""
-        log = subscription.feed.log
         match subscription.policy:
             case SlowPolicy.SKIP:
-                self._skip(subscription, log.tail)
+                self._skip(subscription, subscription.feed.log.tail)
             case SlowPolicy.LATEST:
                 self._skip_to_newest(subscription)
-            case SlowPolicy.DISCONNECT:
-                messages, size = subscription.behind, log.written - subscription.written
-                self._skip(subscription, log.head)
-                self.unsubscribe(subscription)
-                self._metrics.slow_disconnects += 1
-                subscription.outlet.overrun(subscription.feed.topic, messages, size)
-                return
+            case _:
+                self._cut_off(subscription)
         self._catch_up(subscription)
+
+    def _cut_off(self, subscription: Subscription) -> None:
+        log = subscription.feed.log
+        messages, size = subscription.behind, log.written - subscription.written
+        self._skip(subscription, log.head)
+        self.unsubscribe(subscription)
+        self._metrics.slow_disconnects += 1
+        subscription.outlet.overrun(subscription.feed.topic, messages, size)
 
     def _skip_to_newest(self, subscription: Subscription) -> None:
         if subscription.behind > 1:

@@ -158,6 +158,15 @@ def test_a_connection_that_turns_out_to_be_dead_is_aborted() -> None:
     assert world.kernel.sends == []
 
 
+def test_a_client_whose_transport_fails_is_logged_and_ended(logged_errors: list[str]) -> None:
+    world = World()
+    world.subscribe()
+    del world.kernel.sends
+    world.publish(b"one")
+    assert world.kernel.aborted
+    assert "has no attribute 'sends'" in logged_errors.pop()
+
+
 def test_after_the_connection_is_lost_nothing_is_sent() -> None:
     world = World()
     world.subscribe()

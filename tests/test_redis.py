@@ -304,6 +304,13 @@ def test_any_bytes_from_redis_are_survived(data: bytes) -> None:
     protocol.dataReceived(data)
 
 
+@pytest.mark.parametrize(
+    "redis", [Redis(), Redis(path="/run/redis.sock"), Redis(tls=True), Redis(host="::1", tls=True)]
+)
+def test_there_is_an_endpoint_for_every_kind_of_url(redis: Redis, reactor: object) -> None:
+    assert IStreamClientEndpoint.providedBy(redis_endpoint(redis, reactor))
+
+
 def test_authorities_that_are_none_are_a_wrong_setting(reactor: object) -> None:
     with pytest.raises(SettingsError, match=r"--redis-ca: .*allowed: "):
         redis_endpoint(Redis(tls=True, ca=b"not a certificate"), reactor)

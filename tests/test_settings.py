@@ -98,6 +98,7 @@ def test_the_embedded_broker_takes_a_port() -> None:
     assert parse_source("embedded") == Embedded(6379)
     assert parse_source("embedded:7000") == Embedded(7000)
     assert "secret" not in repr(Embedded(password=b"secret"))
+    assert str(Embedded(password=b"secret")) == "the embedded broker"
 
 
 @pytest.mark.parametrize(
