@@ -90,7 +90,7 @@ class Outlet:
     @property
     def flushed(self) -> bool:
         """Whether everything that there is for the client has been handed to the kernel."""
-        return not self.lagging and not any(subscription.behind for subscription in self.subscriptions)
+        return not self.lagging and not any(s.active and s.behind for s in self.subscriptions)
 
     def send(self, data: bytes) -> None:
         """Send whole frames; only while the outlet does not lag."""

@@ -157,13 +157,13 @@ class PushService(MultiService):
         clients = self._clients.clients
         deadline = self._reactor.seconds() + self._settings.drain
         self._log.info("Stopping: {count} clients to flush", count=len(clients))
-        while True:
+        while clients:
             for client in [client for client in clients if client.outlet.flushed]:
                 client.close()
-            if not clients or self._reactor.seconds() >= deadline:
-                break
             await deferLater(self._reactor, DRAIN_TICK_SECONDS)
-        cut_off = len(clients)
+            if self._reactor.seconds() >= deadline:
+                break
+        cut_off = sum(not client.outlet.flushed for client in clients)
         for client in list(clients):
             client.outlet.abort()
         return cut_off

@@ -118,8 +118,9 @@ class LineProtocol(LineReceiver, TimeoutMixin):
 
     def close(self) -> None:
         """Close the connection when the rest has been sent; cut it off when that takes too long."""
-        self.setTimeout(CLOSE_SECONDS)
-        self.outlet.close()
+        if not self.outlet.closing:
+            self.setTimeout(CLOSE_SECONDS)
+            self.outlet.close()
 
     def timeoutConnection(self) -> None:
         """Close an idle client, or cut off one that takes too long to read the rest."""
