@@ -33,7 +33,7 @@ def test_clients_by_tls(redis_server: RedisServer, tmp_path: Path, start_pushd: 
             message = b"%06d" % number + b"x" * 50_000
             publisher.publish("updates", message)
             assert receive(reader, len(message) + 2) == message + b"\r\n"
-        # A third of what was published: a TLS client holds about 100 KiB, but its library takes memory in bulk.
+        # A third of what was published: a client holds about 100 KiB, but its library takes memory in bulk.
         assert pushd.resident_bytes() - before < 25 * 1024**2
         pushd.terminate()
         stalled.close()
