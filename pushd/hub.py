@@ -170,6 +170,12 @@ class Hub:
         subscription.active = False
         subscription.feed.subscriptions.pop(subscription, None)
 
+    def abandon(self, subscription: Subscription) -> None:
+        """End a subscription on pushd's own account: what it is behind is counted as missed."""
+        if subscription.active:
+            self._skip(subscription, subscription.feed.log.head)
+            self.unsubscribe(subscription)
+
     def wake(self, subscriptions: Iterable[Subscription]) -> None:
         """Go on with the subscriptions of an outlet that lagged, and takes data again."""
         for subscription in subscriptions:
@@ -222,7 +228,7 @@ class Hub:
             elif not subscription.outlet.lagging:
                 self._send(subscription)
         except Exception:
-            self.unsubscribe(subscription)
+            self.abandon(subscription)
             subscription.outlet.failed()
 
     def _send(self, subscription: Subscription) -> None:
@@ -246,8 +252,7 @@ class Hub:
     def _cut_off(self, subscription: Subscription) -> None:
         log = subscription.feed.log
         messages, size = subscription.behind, log.written - subscription.written
-        self._skip(subscription, log.head)
-        self.unsubscribe(subscription)
+        self.abandon(subscription)
         self._metrics.slow_disconnects += 1
         subscription.outlet.overrun(subscription.feed.topic, messages, size)
 

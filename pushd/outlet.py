@@ -98,7 +98,8 @@ class Outlet:
         if taken == len(data):
             return
         if isinstance(taken, BaseException):
-            self.abort()
+            self.lost()
+            self._transport.abortConnection()
             return
         self._rest = memoryview(data)[taken:]
         self.lagging = True
@@ -126,13 +127,15 @@ class Outlet:
             self._transport.loseConnection()
 
     def abort(self) -> None:
-        """Close at once, whatever waits."""
+        """Close at once; what the client has not been sent is counted as missed."""
+        for subscription in self.subscriptions:
+            self._hub.abandon(subscription)
         self.lost()
         self._transport.abortConnection()
 
     def lost(self) -> None:
         """Let go of everything: the connection is gone."""
-        self.closing = self.lagging = True
+        self.closing = self.lagging = True  # for ever: it takes nothing more
         self._unsubscribe()
         self._rest = self._replies = b""
 

@@ -167,6 +167,18 @@ def test_a_client_whose_transport_fails_is_logged_and_ended(logged_errors: list[
     assert "has no attribute 'sends'" in logged_errors.pop()
 
 
+def test_what_an_aborted_client_was_not_sent_is_counted_as_missed() -> None:
+    world = World(room=2)
+    world.subscribe()
+    world.publish(b"one")
+    world.publish(b"two", b"three")
+    world.outlet.abort()
+    world.outlet.abort()
+    assert world.kernel.aborted
+    (subscription,) = world.outlet.subscriptions
+    assert subscription.missed == 2
+
+
 def test_after_the_connection_is_lost_nothing_is_sent() -> None:
     world = World()
     world.subscribe()
