@@ -116,8 +116,8 @@ def parse_send_buffer(text: str) -> int:
 
 
 def parse_max_line(text: str) -> int:
-    """Read the longest line that a client may send."""
-    return _size(text, "1", "16M")
+    """Read the longest line that a client may send: above 1M, putting it together would cost too much."""
+    return _size(text, "1", "1M")
 
 
 def parse_endpoint(text: str) -> str:
