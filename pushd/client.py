@@ -59,9 +59,6 @@ class Pipes:
     interactive = False
     pause = 0.0
 
-    def __init__(self) -> None:
-        self.exact = not os.isatty(OUTPUT)
-
     async def lines(self) -> AsyncIterator[bytes]:
         """Yield the lines of the input, also an unfinished one at its end."""
         splitter = LineSplitter(b"\n")
@@ -95,7 +92,6 @@ class Terminal(Pipes):
     """Seconds for which the prompt stays to be seen, however fast messages come."""
 
     def __init__(self) -> None:
-        super().__init__()
         # A cursor position reported before a message moved the cursor would misplace the prompt.
         os.environ["PROMPT_TOOLKIT_NO_CPR"] = "1"
         from prompt_toolkit import PromptSession  # noqa: PLC0415 - slow, and a pipe does not need it
@@ -129,6 +125,7 @@ class Client:
         self._host, self._port = options.host, options.port
         self._reconnect = not options.no_reconnect
         self._face = face
+        self._exact = not os.isatty(OUTPUT)
         self._connected = False
         self._outgoing: bytes | None = b""
         """What is not wholly sent; None once the user has left, and all is."""
@@ -212,7 +209,7 @@ class Client:
             if not data:
                 break
             if lines := splitter.feed(data):
-                shown = lines if self._face.exact else [visible(line).encode() for line in lines]
+                shown = lines if self._exact else [visible(line).encode() for line in lines]
                 self._face.write(OUTPUT, b"".join(line + b"\n" for line in shown))
             await asyncio.sleep(self._face.pause)  # input has its turn
         if splitter.rest:
