@@ -7,9 +7,5 @@ Encoder = Callable[[Sequence[bytes]], bytes]
 
 
 def encode_lines(payloads: Sequence[bytes]) -> bytes:
-    r"""Encode for the line protocol: each payload exactly as it is, and CR LF.
-
-    >>> encode_lines([b"follow the", b"white rabbit", b""])
-    b'follow the\r\nwhite rabbit\r\n\r\n'
-    """
+    """Encode for the line protocol: each payload exactly as it is, and CR LF."""
     return b"\r\n".join([*payloads, b""])

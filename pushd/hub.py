@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 from pushd.encoders import Encoder
-from pushd.log import Log
+from pushd.log import FRAMING_BYTES, Log
 from pushd.message import Batch, Topic
 from pushd.metrics import Metrics
 from pushd.settings import SlowPolicy
@@ -34,6 +34,16 @@ class Clock(Protocol):
 
     def callLater(self, delay: float, call: Callable[[], object], /) -> object:
         """Call something after so many seconds, from a later turn of the loop."""
+
+
+class Source(Protocol):
+    """What the hub needs of what publishes to it, if that can wait."""
+
+    def pauseProducing(self) -> None:
+        """Publish no more, as far as possible."""
+
+    def resumeProducing(self) -> None:
+        """Go on publishing."""
 
 
 class Outlet(Protocol):
@@ -126,10 +136,13 @@ class Subscription:
 class Hub:
     """Brings every message to every subscription of its topic, or counts it as missed.
 
-    Each log keeps history bytes.
+    Each log keeps history bytes. The source, where there is one, is held back while a pass is under way that
+    can send no more than it has already brought: else a burst would outrun pushd itself, and clients that
+    take everything would fall off the log's tail. It never waits for a client: a pass does not, either.
     """
 
     def __init__(self, clock: Clock, history: int, metrics: Metrics) -> None:
+        self.source: Source | None = None
         self._clock = clock
         self._history = history
         self._metrics = metrics
@@ -139,6 +152,8 @@ class Hub:
         self._warm: set[_Chunks] = set()
         self._pass: Iterator[Subscription] | None = None
         self._scheduled = False
+        self._brought = 0  # bytes published since the pass began
+        self._holding = False
 
     def open(self, topic: Topic) -> None:
         """Begin to keep a topic's log."""
@@ -147,10 +162,15 @@ class Hub:
     def publish(self, batch: Batch) -> None:
         """Append a batch to its topic's log, and have a pass bring it to the subscriptions soon after."""
         feed = self._feeds[batch.topic]
+        written = feed.log.written
         feed.log.append(batch.payloads)
         self._metrics.messages += len(batch.payloads)
         self._grown[feed] = None
         self._schedule()
+        self._brought += feed.log.written - written + FRAMING_BYTES * len(batch.payloads)
+        if self._pass is not None and self._brought > SEND_BYTES and self.source and not self._holding:
+            self._holding = True
+            self.source.pauseProducing()
 
     def subscribe(
         self, topic: Topic, outlet: Outlet, encode: Encoder, policy: SlowPolicy, replay: int = 0
@@ -205,6 +225,9 @@ class Hub:
                 self._schedule()
                 return
         self._pass = None
+        if self.source and self._holding:
+            self._holding = False
+            self.source.resumeProducing()
         if self._grown or self._again:
             self._schedule()
         else:
@@ -212,6 +235,7 @@ class Hub:
 
     def _begin(self) -> Iterator[Subscription]:
         """Return all that is behind, as of now: what comes while the pass runs belongs to the next one."""
+        self._brought = 0
         grown, self._grown = self._grown, {}
         again, self._again = self._again, {}
         behind = [subscription for feed in grown for subscription in feed.subscriptions]

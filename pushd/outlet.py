@@ -53,7 +53,7 @@ class Outlet:
     While nothing waits, a send goes straight to the kernel: it costs one system call, and the reactor hears
     nothing of it. What the kernel does not take makes the outlet lag: the remainder is handed on piece by
     piece, whenever the transport asks for more, and until it is gone the hub leaves the outlet alone. The
-    remainder is a view into bytes that all outlets share, so that a lagging client costs one piece.
+    remainder is a view into the bytes that were sent, which outlets share that were sent them together.
 
     Transports that hide their socket, such as TLS, are always asked to ask.
     """
@@ -122,21 +122,23 @@ class Outlet:
         if self.closing:
             return
         self.closing = True
-        self._unsubscribe()
+        self._abandon()
         if not self.lagging:
             self._transport.loseConnection()
 
     def abort(self) -> None:
         """Close at once; what the client has not been sent is counted as missed."""
-        for subscription in self.subscriptions:
-            self._hub.abandon(subscription)
+        self._abandon()
         self.lost()
         self._transport.abortConnection()
 
     def lost(self) -> None:
-        """Let go of everything: the connection is gone."""
+        """Let go of everything: the connection is gone. What a lagging client has not got is missed."""
+        if self.lagging:
+            self._abandon()
         self.closing = self.lagging = True  # for ever: it takes nothing more
-        self._unsubscribe()
+        for subscription in self.subscriptions:
+            self._hub.unsubscribe(subscription)
         self._rest = self._replies = b""
 
     def overrun(self, topic: Topic, messages: int, size: int) -> None:
@@ -180,6 +182,6 @@ class Outlet:
         self._rest = self._rest[PIECE_BYTES:]
         return piece
 
-    def _unsubscribe(self) -> None:
+    def _abandon(self) -> None:
         for subscription in self.subscriptions:
-            self._hub.unsubscribe(subscription)
+            self._hub.abandon(subscription)

@@ -52,12 +52,18 @@ class PushService(MultiService):
         self._endpoints = [self._endpoint(text) for text in settings.endpoints]
         self._ports: list[IListeningPort] = []
         self._broker: IListeningPort | None = None
-        if isinstance(settings.source, Redis) and settings.topics:
-            self._redis_source(settings.source).setServiceParent(self)
+        self._in_a_hurry = False
+        if isinstance(settings.source, Redis):
+            self._follow(settings.source)
 
     def _terms(self) -> Terms:
         settings = self._settings
-        room = max(0, self._descriptors - RESERVED_DESCRIPTORS)
+        room = self._descriptors - RESERVED_DESCRIPTORS
+        if room < 1:
+            raise SettingsError(
+                f"the limit of {self._descriptors} file descriptors leaves none for clients; allowed:"
+                f" more than {RESERVED_DESCRIPTORS} (LimitNOFILE=, ulimit -Hn)"
+            )
         if settings.max_clients is not None and settings.max_clients > room:
             raise SettingsError(
                 f"--max-clients: {settings.max_clients} is above what the limit of {self._descriptors} file"
@@ -68,7 +74,7 @@ class PushService(MultiService):
             slow=settings.slow,
             replay=settings.replay,
             max_line=settings.max_line,
-            max_clients=settings.max_clients or room,
+            max_clients=room if settings.max_clients is None else settings.max_clients,
             max_clients_per_ip=settings.max_clients_per_ip,
             idle_timeout=settings.idle_timeout,
         )
@@ -83,8 +89,8 @@ class PushService(MultiService):
             ) from error
         return endpoint
 
-    def _redis_source(self, redis: Redis) -> RedisSource:
-        return RedisSource(
+    def _follow(self, redis: Redis) -> None:
+        source = RedisSource(
             redis,
             self._settings.topics,
             self._deliver,
@@ -94,6 +100,9 @@ class PushService(MultiService):
                 initialDelay=0.25, maxDelay=10.0, factor=2.0, jitter=lambda: random.uniform(0, 0.5)
             ),
         )
+        self._hub.source = source
+        if self._settings.topics:
+            source.setServiceParent(self)
 
     def _deliver(self, batch: Batch) -> None:
         if self._settings.debug:
@@ -138,6 +147,10 @@ class PushService(MultiService):
         """Stop accepting, flush, close, leave the source: within the drain budget."""
         return Deferred.fromCoroutine(self._stop())
 
+    def hurry(self) -> None:
+        """Wait for no client any longer while stopping."""
+        self._in_a_hurry = True
+
     async def _stop(self) -> None:
         await gatherResults([maybeDeferred(port.stopListening) for port in self._ports])
         cut_off = await self._drain()
@@ -145,8 +158,9 @@ class PushService(MultiService):
             await maybeDeferred(self._broker.stopListening)
         await maybeDeferred(super().stopService)
         self._log.info(
-            "Stopped, and left {source}: {metrics.clients} clients served, {cut_off} of them cut off with"
-            " something left to send; {metrics.messages} messages, {metrics.missed} missed",
+            "Stopped, and left {source}: {metrics.clients} clients served, {metrics.refused} refused,"
+            " {cut_off} cut off with something left to send; {metrics.messages} messages,"
+            " {metrics.missed} missed",
             source=self._settings.source,
             metrics=self._metrics,
             cut_off=cut_off,
@@ -161,7 +175,7 @@ class PushService(MultiService):
             for client in [client for client in clients if client.outlet.flushed]:
                 client.close()
             await deferLater(self._reactor, DRAIN_TICK_SECONDS)
-            if self._reactor.seconds() >= deadline:
+            if self._in_a_hurry or self._reactor.seconds() >= deadline:
                 break
         cut_off = sum(not client.outlet.flushed for client in clients)
         for client in list(clients):

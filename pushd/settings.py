@@ -106,8 +106,8 @@ def parse_timeout(text: str) -> float:
 
 
 def parse_history(text: str) -> int:
-    """Read how much one log keeps."""
-    return _size(text, "64K", "64G")
+    """Read how much one log keeps: not less than what may come while one pass sends its share to all."""
+    return _size(text, "1M", "64G")
 
 
 def parse_send_buffer(text: str) -> int:
@@ -189,21 +189,19 @@ def _wrong_url(why: str) -> SettingsError:
 
 def _whole(text: str, least: int, most: int) -> int:
     if not re.fullmatch("[0-9]{1,18}", text) or not least <= int(text) <= most:
-        raise SettingsError(f"{text!r} is not a whole number; allowed: {least} to {most}")
+        raise SettingsError(f"{text!r} is wrong; allowed: a whole number from {least} to {most}")
     return int(text)
 
 
 def _seconds(text: str, least: float) -> float:
     if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text) or float(text) < least:
-        raise SettingsError(f"{text!r} is not a number of seconds; allowed: {least} and more, such as 2.5")
+        raise SettingsError(f"{text!r} is wrong; allowed: seconds, {least} and more, such as 2.5")
     return float(text)
 
 
 def _size(text: str, least: str, most: str) -> int:
     if not _SIZE.fullmatch(text) or not _bytes(least) <= _bytes(text) <= _bytes(most):
-        raise SettingsError(
-            f"{text!r} is not a size in bytes; allowed: {least} to {most}, such as 65536 or 8M"
-        )
+        raise SettingsError(f"{text!r} is wrong; allowed: bytes, {least} to {most}, such as 2000000 or 8M")
     return _bytes(text)
 
 

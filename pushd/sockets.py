@@ -28,15 +28,22 @@ def tune_listener(descriptor: int, send_buffer: int) -> None:
         if listener.family not in (socket.AF_INET, socket.AF_INET6):
             return
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in (
-            (socket.TCP_NODELAY, 1),
-            (socket.TCP_KEEPIDLE, IDLE_SECONDS),
-            (socket.TCP_KEEPCNT, PROBES),
-            (socket.TCP_KEEPINTVL, PROBE_SECONDS),
-            (socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_SECONDS * 1000),
-        ):
-            listener.setsockopt(socket.IPPROTO_TCP, option, value)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        watch_peer(listener)
+
+
+def watch_peer(connection: socket.socket) -> None:
+    """Have the kernel end a TCP connection within two minutes after its peer has vanished."""
+    if connection.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (
+        (socket.TCP_KEEPIDLE, IDLE_SECONDS),
+        (socket.TCP_KEEPCNT, PROBES),
+        (socket.TCP_KEEPINTVL, PROBE_SECONDS),
+        (socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_SECONDS * 1000),
+    ):
+        connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def raise_descriptor_limit() -> int:

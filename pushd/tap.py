@@ -1,6 +1,7 @@
 """The twistd plugin's side: options to settings, settings to a service."""
 
 import os
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,8 @@ from pushd.settings import (
 )
 
 if TYPE_CHECKING:
+    from twisted.internet.base import ReactorBase
+
     from pushd.service import PushService
 
 T = TypeVar("T")
@@ -165,6 +168,8 @@ class Options(usage.Options):
         password = self._password()
         if password is not None:
             source = replace(source, password=password)
+        if isinstance(source, Redis) and source.username is not None and source.password is None:
+            raise SettingsError("--redis: there is a user without a password; allowed: both, or none")
         ca = self._read_optional("redis-ca", _read_file)
         if ca is None:
             return source
@@ -211,4 +216,11 @@ def makeService(options: Options) -> "PushService":
         service.listen()
     except SettingsError as error:
         raise SystemExit(f"pushd: {error}") from None
+    reactor.addSystemEventTrigger("before", "shutdown", _hurry_on_signals, service, reactor)
     return service
+
+
+def _hurry_on_signals(service: "PushService", reactor: "ReactorBase") -> None:
+    """Let a second signal end the drain: the reactor, which is stopping already, would raise an error."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: reactor.callFromThread(service.hurry))

@@ -156,6 +156,48 @@ def test_what_arrives_during_a_pass_makes_later_sends_larger_not_more(world: Wor
     assert last.sent == [b"one\r\ntwo\r\n"]
 
 
+class RecordingSource:
+    """What publishes, and is held back."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def pauseProducing(self) -> None:
+        self.calls.append("pause")
+
+    def resumeProducing(self) -> None:
+        self.calls.append("resume")
+
+
+def test_the_source_is_held_back_while_a_pass_has_enough_to_send(world: World) -> None:
+    source = world.hub.source = RecordingSource()
+    first, last = world.client()[0], world.client()[0]
+    calls: list[list[str]] = []
+
+    def publish_more() -> None:
+        if len(first.sent) == 1:
+            for _ in range(3):
+                world.publish(b"." * (SEND_BYTES // 2))
+                calls.append(list(source.calls))
+
+    first.on_send = publish_more
+    world.publish(b"one")
+    world.settle()
+    assert calls == [[], ["pause"], ["pause"]]
+    assert source.calls == ["pause", "resume"]
+    assert len(first.received) == len(last.received) == 5 + 3 * (SEND_BYTES // 2 + 2)
+
+
+def test_the_source_is_not_held_back_between_passes_nor_for_a_lagging_client(world: World) -> None:
+    source = world.hub.source = RecordingSource()
+    outlet, _ = world.client()
+    outlet.lagging = True
+    for _ in range(20):
+        world.publish(b"." * SEND_BYTES)
+        world.settle()
+    assert source.calls == []
+
+
 def test_who_leaves_during_a_pass_is_not_sent_to(world: World) -> None:
     first, _ = world.client()
     last, subscription = world.client()

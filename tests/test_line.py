@@ -15,7 +15,7 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
-from pushd.clients.line import CLOSE_SECONDS, LineFactory, LineProtocol, Terms, show_address
+from pushd.clients.line import CLOSE_SECONDS, REFUSAL_SECONDS, LineFactory, LineProtocol, Terms, show_address
 from pushd.hub import Hub
 from pushd.message import Batch, Topic
 from pushd.metrics import Metrics
@@ -239,12 +239,25 @@ def test_one_client_too_many_is_told_so() -> None:
     assert (world.metrics.clients, world.metrics.refused) == (2, 1)
     kernel.loseConnection()
     world.connect()
+    transport.protocol.connectionLost()
+    assert world.clock.getDelayedCalls() == []
 
 
-def refused(world: World, address: Any) -> StringTransport:
+def test_a_refusal_that_cannot_be_said_ends_too() -> None:
+    world = World(max_clients=1)
+    world.connect()
+    transport = refused(world, HOME)
+    assert not transport.disconnected
+    world.clock.advance(REFUSAL_SECONDS)
+    assert transport.disconnected
+    transport.protocol.connectionLost()
+
+
+def refused(world: World, address: Any) -> Any:
     protocol = world.factory.buildProtocol(address)
     assert not isinstance(protocol, LineProtocol)
     transport = StringTransport()
+    transport.protocol = protocol
     protocol.makeConnection(transport)
     return transport
 

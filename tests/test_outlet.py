@@ -192,10 +192,13 @@ def test_losing_the_connection_while_lagging_is_survived() -> None:
     world = World(room=1)
     world.subscribe()
     world.publish(b"one")
+    world.publish(b"two")
     world.kernel.connectionLost(None)
     world.outlet.lost()
-    world.publish(b"two")
+    world.publish(b"three")
     assert world.kernel.received == b"o"
+    (subscription,) = world.outlet.subscriptions
+    assert subscription.missed == 1
 
 
 def test_flushed_tells_whether_everything_has_been_handed_to_the_kernel() -> None:

@@ -19,7 +19,7 @@ from zope.interface import implementer
 from pushd.errors import SettingsError
 from pushd.message import Batch, Topic
 from pushd.settings import Redis
-from pushd.sources.redis import ANSWER_SECONDS, RedisSource, RedisSubscriber, redis_endpoint
+from pushd.sources.redis import ANSWER_SECONDS, RedisSource, redis_endpoint
 from tests.test_fanout import published
 
 UPDATES = Topic(b"updates")
@@ -29,6 +29,9 @@ BINARY = Topic(b"\xff\r\n\xfe")
 
 class Connection(StringTransport):
     """Our end of a connection to Redis, in memory; like real TCP, it is lost in a later turn."""
+
+    def getHandle(self) -> None:
+        """Return no socket."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__()
@@ -173,6 +176,29 @@ def test_a_read_with_several_topics_is_one_batch_for_each() -> None:
     assert world.batches == [Batch(UPDATES, [b"u1", b"u2"]), Batch(NEWS, [b"n1"])]
 
 
+def test_messages_before_nonsense_are_delivered() -> None:
+    world = subscribed()
+    world.server.answer(
+        published([b"one"]) + b"*3\r\n$7\r\nmessage\r\n$1\r\na\r\n*0\r\n" + published([b"two"])
+    )
+    assert world.batches == [Batch(UPDATES, [b"one"])]
+    assert not world.server.connection.connected
+
+
+def test_it_can_be_held_back_once_it_has_subscribed() -> None:
+    world = World().start()
+    world.source.pauseProducing()
+    assert world.server.connection.producerState == "producing"
+    world.server.answer(confirmed(b"subscribe", b"updates"))
+    world.source.pauseProducing()
+    assert world.server.connection.producerState == "paused"
+    world.source.resumeProducing()
+    assert world.server.connection.producerState == "producing"
+    world.server.connection.lose(ConnectionDone())
+    world.source.pauseProducing()
+    world.source.resumeProducing()
+
+
 @given(st.lists(st.binary(max_size=60), max_size=8), st.data())
 def test_it_does_not_matter_where_reads_end(payloads: list[bytes], data: st.DataObject) -> None:
     world = subscribed(BINARY)
@@ -201,6 +227,9 @@ def test_channels_may_be_named_like_the_protocols_own_words(name: bytes) -> None
         (Redis(password=b"x"), [b"-WRONGPASS invalid username-password pair\r\n"], "WRONGPASS invalid"),
         (Redis(password=b"x"), [b"+OK\r\n", b"-NOPERM this user has no permissions\r\n"], "NOPERM this user"),
         (Redis(), [b"HTTP/1.1 400 Bad Request\r\n"], "protocol error: "),
+        (Redis(), [b"*4294967295\r\n"], "protocol error: MemoryError"),
+        (Redis(), [b"*3\r\n$7\r\nmessage\r\n$1\r\na\r\n:1\r\n"], "protocol error: a message that is"),
+        (Redis(), [b"*3\r\n$7\r\nmessage\r\n*1\r\n:1\r\n$1\r\na\r\n"], "protocol error: a message"),
     ],
 )
 def test_whatever_redis_refuses_is_tried_again(
@@ -295,13 +324,35 @@ def test_a_source_that_was_never_started_can_be_stopped() -> None:
     World().source.stopService()
 
 
-@given(st.binary(max_size=200))
-def test_any_bytes_from_redis_are_survived(data: bytes) -> None:
-    protocol = RedisSubscriber(lambda batch: None)
-    transport = Connection(Clock())
-    transport.protocol = protocol
-    protocol.makeConnection(transport)
-    protocol.dataReceived(data)
+pieces = st.sampled_from(
+    [
+        b"*",
+        b"$",
+        b":",
+        b"-",
+        b"+",
+        b"3",
+        b"1",
+        b"-1",
+        b"\r\n",
+        b"$7\r\nmessage\r\n",
+        b"$1\r\na\r\n",
+        b"*3\r\n",
+        b"*0\r\n",
+    ]
+)
+
+
+@given(st.lists(pieces | st.binary(max_size=5), max_size=30))
+def test_whatever_redis_sends_is_delivered_or_ends_the_connection(parts: list[bytes]) -> None:
+    world = subscribed()
+    world.server.answer(b"".join(parts))
+    assert all(type(payload) is bytes for batch in world.batches for payload in batch.payloads)
+    if world.server.connection.connected:
+        world.server.connection.lose(ConnectionDone())
+    world.clock.advance(0)
+    world.clock.advance(1)
+    assert world.server.attempts == 2
 
 
 @pytest.mark.parametrize(

@@ -93,8 +93,8 @@ async def test_a_message_goes_from_the_broker_to_every_client(reactor: Any, logg
         assert received == b"hello\r\nwhite rabbit\r\n"
     await publisher.closed.addTimeout(TIMEOUT, reactor)
     assert logged[-1] == (
-        "Stopped, and left the embedded broker: 3 clients served, 0 of them cut off"
-        " with something left to send; 1 messages, 0 missed"
+        "Stopped, and left the embedded broker: 3 clients served, 0 refused,"
+        " 0 cut off with something left to send; 1 messages, 0 missed"
     )
 
 
@@ -116,7 +116,31 @@ async def test_a_client_that_does_not_read_is_cut_off_when_the_time_is_over(
         b"*3\r\n$7\r\nPUBLISH\r\n$7\r\nupdates\r\n$8000000\r\n%s\r\n" % payload, b":1\r\n", reactor
     )
     await service.stopService().addTimeout(TIMEOUT, reactor)
-    assert "1 clients served, 1 of them cut off with something left to send" in logged[-1]
+    assert "1 clients served, 0 refused, 1 cut off with something left to send" in logged[-1]
+    client.transport.abortConnection()  # type: ignore[union-attr]
+    await client.closed.addTimeout(TIMEOUT, reactor)
+    await publisher.closed.addTimeout(TIMEOUT, reactor)
+
+
+@pytest_twisted.ensureDeferred
+async def test_in_a_hurry_it_waits_for_nobody(reactor: Any, logged: list[str]) -> None:
+    service = PushService(
+        Settings(endpoints=LOOPBACK, topics=(Topic(b"updates"),), source=Embedded(0), drain=1000.0), reactor
+    )
+    service.listen()
+    service.startService()
+    client = await connect(reactor, port_of(logged, "Listening on 127.0.0.1:"))
+    client.transport.pauseProducing()  # type: ignore[union-attr]
+    client.transport.write(b"x" * 1000 + b"\r\n")  # type: ignore[union-attr]
+    publisher = await connect(reactor, port_of(logged, "Embedded broker on 127.0.0.1:"))
+    payload = b"x" * 8_000_000
+    await publisher.ask(
+        b"*3\r\n$7\r\nPUBLISH\r\n$7\r\nupdates\r\n$8000000\r\n%s\r\n" % payload, b":1\r\n", reactor
+    )
+    stopped = service.stopService()
+    service.hurry()
+    await stopped.addTimeout(TIMEOUT, reactor)
+    assert "1 cut off with something left to send" in logged[-1]
     client.transport.abortConnection()  # type: ignore[union-attr]
     await client.closed.addTimeout(TIMEOUT, reactor)
     await publisher.closed.addTimeout(TIMEOUT, reactor)
@@ -136,7 +160,7 @@ async def test_it_leaves_a_redis_that_it_never_reached(reactor: Any, logged: lis
 @pytest_twisted.ensureDeferred
 async def test_without_topics_it_asks_nothing_of_redis(reactor: Any, logged: list[str]) -> None:
     service = PushService(Settings(endpoints=LOOPBACK), reactor)
-    assert service.services == []
+    assert list(service) == []
     service.listen()
     service.startService()
     assert "No --channel or --pattern: clients get nothing but the echo of what they type" in logged

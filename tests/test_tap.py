@@ -69,10 +69,10 @@ def test_channels_may_be_any_bytes_and_count_once() -> None:
     ("words", "line"),
     [
         (["--slow", "drop"], "pushd: --slow: 'drop' is not a slow policy; allowed: disconnect, skip, latest"),
-        (["--port", "99999"], "pushd: --port: '99999' is not a whole number; allowed: 0 to 65535"),
+        (["--port", "99999"], "pushd: --port: '99999' is wrong; allowed: a whole number from 0 to 65535"),
         (
             ["--drain", "-1"],
-            "pushd: --drain: '-1' is not a number of seconds; allowed: 0 and more, such as 2.5",
+            "pushd: --drain: '-1' is wrong; allowed: seconds, 0 and more, such as 2.5",
         ),
     ],
 )
@@ -81,7 +81,15 @@ def test_a_wrong_value_is_one_line(words: list[str], line: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["--bogus"], ["updates"], ["--port"], ["--redis-ca", "x"], ["--redis", "http://:secret@h"]]
+    "words",
+    [
+        ["--bogus"],
+        ["updates"],
+        ["--port"],
+        ["--redis-ca", "x"],
+        ["--redis", "http://:secret@h"],
+        ["--redis", "redis://me@h"],
+    ],
 )
 def test_other_mistakes_are_one_line_too(words: list[str]) -> None:
     line = refusal(*words)

@@ -32,8 +32,11 @@ from pushd.settings import SlowPolicy
 READ_BYTES = 2 * 1024
 """Taken from one client at a time, so that even one that floods empty lines takes only 2 ms of a turn."""
 
-CLOSE_SECONDS = 5.0
-"""How long a client may take to read the rest before it is cut off."""
+CLOSE_SECONDS = 30.0
+"""How long a client that is being closed may take to read the rest."""
+
+REFUSAL_SECONDS = 2.0
+"""How long a connection may take to be turned away."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,14 +143,31 @@ class LineProtocol(LineReceiver, TimeoutMixin):
         self.factory.left(self)
 
 
-class Refusal(Protocol):
-    """A connection that is turned away with one line."""
+class Refusal(Protocol, TimeoutMixin):
+    """A connection that is turned away with one line, which TLS can only say after its handshake."""
+
+    transport: ITCPTransport
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
 
     def connectionMade(self) -> None:
         """Say why, and close."""
-        assert self.transport is not None
+        self.setTimeout(REFUSAL_SECONDS)
         self.transport.write(b"ERR too many clients\r\n")
         self.transport.loseConnection()
+
+    def callLater(self, period: float, func: Callable[[], None]) -> IDelayedCall:
+        """Let TimeoutMixin use this clock."""
+        return self._clock.callLater(period, func)
+
+    def timeoutConnection(self) -> None:
+        """Close, said or not."""
+        self.transport.abortConnection()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: ARG002 - Twisted's signature
+        """Forget the connection."""
+        self.setTimeout(None)
 
 
 class LineFactory(Factory):
@@ -178,7 +198,7 @@ class LineFactory(Factory):
 
     def _refuse(self) -> Refusal:
         self._metrics.refused += 1
-        return Refusal()
+        return Refusal(self.clock)
 
     def joined(self, client: LineProtocol) -> None:
         """Count a client in."""

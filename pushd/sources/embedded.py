@@ -6,7 +6,13 @@ It is for development, demonstration and tests: real clients of Redis publish to
 from collections.abc import Callable, Iterable
 from itertools import count
 
-from twisted.internet.interfaces import IAddress, IConsumer, IPushProducer, ITCPTransport
+from twisted.internet.interfaces import (
+    IAddress,
+    IConsumer,
+    IHalfCloseableProtocol,
+    IPushProducer,
+    ITCPTransport,
+)
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -28,7 +34,7 @@ class _Transport(ITCPTransport, IConsumer, IPushProducer):
     """A connection whose reading can be paused, and which asks for its writing to be."""
 
 
-@implementer(IPushProducer)
+@implementer(IPushProducer, IHalfCloseableProtocol)
 class BrokerProtocol(Protocol):
     """The broker's end of one connection.
 
@@ -67,6 +73,13 @@ class BrokerProtocol(Protocol):
             self._send(error(b"ERR Protocol error: %b" % str(fault).encode("latin-1")))
             self.close()
         self._broker.flush()
+
+    def readConnectionLost(self) -> None:
+        """Close when the client will send no more and has been answered."""
+        self.close()
+
+    def writeConnectionLost(self) -> None:
+        """Do nothing: only the broker itself could close its sending side, and it does not."""
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: ARG002
         """Forget the client."""

@@ -1,5 +1,6 @@
 """Redis Pub/Sub as the source: one connection, subscribed to every topic, replaced when it is lost."""
 
+import socket
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,6 +23,7 @@ from txredisapi import RedisError, SubscriberProtocol
 from pushd.errors import SettingsError, one_line
 from pushd.message import Batch, Topic
 from pushd.settings import Redis
+from pushd.sockets import watch_peer
 
 CONNECT_SECONDS = 5.0
 """How long one attempt to connect may take."""
@@ -82,19 +84,28 @@ class RedisSubscriber(SubscriberProtocol):
             self._parser.feed(data)
             while (reply := self._parser.gets()) is not False:
                 match reply:
-                    case [b"message", name, payload]:
+                    case [b"message", bytes(name), bytes(payload)]:
                         channels[name].append(payload)
-                    case [b"pmessage", name, _, payload]:
+                    case [b"pmessage", bytes(name), _, bytes(payload)]:
                         patterns[name].append(payload)
+                    case [b"message" | b"pmessage", *_] if len(reply) > 2:
+                        raise hiredis.ProtocolError("a message that is none")
                     case _:
                         self.replyReceived(reply)
-        except hiredis.HiredisError as error:
-            self.why_lost = f"protocol error: {error}"
+        except (hiredis.HiredisError, MemoryError) as error:
+            # MemoryError: hiredis makes room for whatever length an array announces.
+            self.why_lost = f"protocol error: {one_line(error)}"
             self.transport.abortConnection()
         for name, payloads in channels.items():
             self._deliver(Batch(Topic(name), payloads))
         for name, payloads in patterns.items():
             self._deliver(Batch(Topic(name, is_pattern=True), payloads))
+
+    def connectionMade(self) -> None:
+        """Notice, in time, a server that is gone without a word."""
+        super().connectionMade()
+        if isinstance(handle := self.transport.getHandle(), socket.socket):
+            watch_peer(handle)
 
     def connectionLost(self, why: Failure) -> None:
         """Say why, before txredisapi fails the commands that wait for an answer."""
@@ -129,6 +140,7 @@ class RedisSource(Service):
         self._clock = clock
         self._retry_delay = retry_delay
         self._failures = 0
+        self._protocol: RedisSubscriber | None = None
         self._running: Deferred[None] | None = None
 
     def startService(self) -> None:
@@ -142,6 +154,16 @@ class RedisSource(Service):
         super().stopService()
         if self._running is not None:
             self._running.cancel()
+
+    def pauseProducing(self) -> None:
+        """Read no more from Redis for now; until it has subscribed, the source reads on."""
+        if self._protocol is not None:
+            self._protocol.transport.pauseProducing()
+
+    def resumeProducing(self) -> None:
+        """Read on."""
+        if self._protocol is not None:
+            self._protocol.transport.resumeProducing()
 
     async def _follow(self) -> None:
         while True:
@@ -167,10 +189,12 @@ class RedisSource(Service):
             await self._endpoint.connect(factory)
             await self._subscribe(protocol)
             self._failures = 0
+            self._protocol = protocol
             return await protocol.lost
         except Exception as error:
             return protocol.why_lost or _describe(error)
         finally:
+            self._protocol = None
             if protocol.transport is not None:
                 protocol.transport.abortConnection()
 

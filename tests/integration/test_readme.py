@@ -68,7 +68,12 @@ class Terminal:
 def running_as_in_the_first_screen(port: int, broker: int) -> Iterator[Process]:
     """Run what ``make run`` runs, once everything is installed."""
     plan = subprocess.run(
-        ["make", "--dry-run", "run"], cwd=ROOT, check=True, capture_output=True, text=True, timeout=TIMEOUT
+        ["make", "--no-print-directory", "--dry-run", "run"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
     )
     command = plan.stdout.splitlines()[-1]
     assert command == ".venv/bin/twistd -n pushd --port 8888 --channel updates --redis embedded"

@@ -1,15 +1,16 @@
 """One client of 200 never reads: the others miss nothing, nobody waits, memory is bounded, counts add up."""
 
 import re
+import threading
 from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
 
-from tests.harness import Client, Following, Pushd, RedisServer, clients
+from tests.harness import Client, Following, Pushd, RedisServer, clients, raise_own_descriptor_limit
 
 MESSAGES = 10_000
-HISTORY = 256 * 1024
+HISTORY = 1024**2
 
 MEMORY_BOUND = 6 * 1024**2
 """One log and one remainder are well below; what is published in total is nearly twice as much."""
@@ -74,3 +75,29 @@ def check_gap(pushd: Pushd, stalled: Client, policy: str) -> None:
     assert len(gaps) == 1
     if policy == "latest":
         assert numbers[-1] - numbers[-2] == gaps[0]
+
+
+def test_a_burst_above_the_history_cuts_nobody_off_who_reads(
+    redis_server: RedisServer, start_pushd: Callable[..., Pushd]
+) -> None:
+    """Redis is read no faster than pushd itself can send: clients that take everything get everything."""
+    if not raise_own_descriptor_limit(1100):
+        pytest.skip("this machine allows fewer than 1,100 open files")
+    pushd = start_pushd("--redis", redis_server.url, "--channel", "updates", "--history", "1M")
+    pushd.wait_subscribed()
+    messages = [b"%06d" % number + b"." * 44 for number in range(40_000)]  # four times the history
+    with clients(pushd.port, 1000) as readers, Following(readers) as following:
+        publish = threading.Thread(target=publish_at_once, args=(redis_server, messages))
+        publish.start()
+        following.expect(b"".join(message + b"\r\n" for message in messages), timeout=60)
+        publish.join()
+    pushd.terminate()
+    assert "0 cut off with something left to send; 40000 messages, 0 missed" in pushd.output
+
+
+def publish_at_once(server: RedisServer, messages: list[bytes]) -> None:
+    with server.client() as publisher:
+        pipeline = publisher.pipeline(transaction=False)
+        for message in messages:
+            pipeline.publish("updates", message)
+        pipeline.execute()

@@ -28,8 +28,8 @@ def test_a_signal_ends_it_as_it_ends_twistd(
         assert pushd.wait(5 + MARGIN) == -number
         assert [reader.read_to_end() for reader in readers] == [b""] * 10
     assert last_line(pushd) == (
-        "Stopped, and left the embedded broker: 10 clients served, 0 of them cut off"
-        " with something left to send; 0 messages, 0 missed"
+        "Stopped, and left the embedded broker: 10 clients served, 0 refused,"
+        " 0 cut off with something left to send; 0 messages, 0 missed"
     )
     assert "Traceback" not in pushd.output
 
@@ -53,7 +53,7 @@ def test_it_stops_in_time_whatever_redis_does(state: str, start_pushd: Callable[
             reader.echo()
             assert pushd.terminate(1 + MARGIN) == -signal.SIGTERM
             assert reader.read_to_end() == b""
-    assert f"left redis://127.0.0.1:{port}: 1 clients served, 0 of them cut off" in last_line(pushd)
+    assert f"left redis://127.0.0.1:{port}: 1 clients served, 0 refused, 0 cut off" in last_line(pushd)
     assert "Traceback" not in pushd.output
     assert "Unhandled" not in pushd.output
 
@@ -82,7 +82,7 @@ def test_what_clients_take_is_flushed_and_the_others_are_cut_off(
         # All of it is more than the kernel holds: it was still in pushd when the signal came.
         assert late.read_to_end() == (message + b"\r\n") * 1000
         assert pushd.wait(TIMEOUT) == -signal.SIGTERM
-    found = re.search(r"2 clients served, 1 of them cut off .*; 1001 messages, (\d+)", last_line(pushd))
+    found = re.search(r"2 clients served, 0 refused, 1 cut off .*; 1001 messages, (\d+)", last_line(pushd))
     assert found
     assert 0 < int(found[1]) < 1000
 
@@ -98,4 +98,17 @@ def test_new_clients_are_refused_while_it_drains(start_pushd: Callable[..., Push
         with pytest.raises(ConnectionRefusedError):
             Client(pushd.port)
         assert pushd.wait(2 + MARGIN) == -signal.SIGTERM
-    assert "1 clients served, 1 of them cut off" in last_line(pushd)
+    assert "1 clients served, 0 refused, 1 cut off" in last_line(pushd)
+
+
+def test_a_second_signal_ends_the_drain(start_pushd: Callable[..., Pushd]) -> None:
+    pushd = start_pushd(
+        "--redis", "embedded:0", "--channel", "updates", "--drain", "600", "--send-buffer", "4K"
+    )
+    with Client(pushd.port, receive_buffer=4096) as stalled:
+        stalled.send_until_stuck((b"x" * 1000 + b"\r\n") * 100)
+        pushd.signal(signal.SIGTERM)
+        pushd.wait_for("Stopping: 1 clients to flush")
+        assert pushd.terminate() == -signal.SIGTERM
+    assert "1 clients served, 0 refused, 1 cut off" in last_line(pushd)
+    assert "Traceback" not in pushd.output
