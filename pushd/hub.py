@@ -136,9 +136,9 @@ class Subscription:
 class Hub:
     """Brings every message to every subscription of its topic, or counts it as missed.
 
-    Each log keeps history bytes. The source, where there is one, is held back while a pass is under way that
-    can send no more than it has already brought: else a burst would outrun pushd itself, and clients that
-    take everything would fall off the log's tail. It never waits for a client: a pass does not, either.
+    Each log keeps history bytes. The source, where there is one, is held back once it has brought more than a
+    pass can send to a client: else a burst would outrun pushd itself, and clients that take everything would
+    fall off the log's tail. It waits for passes, never for a client: a pass leaves out those that lag.
     """
 
     def __init__(self, clock: Clock, history: int, metrics: Metrics) -> None:
@@ -152,7 +152,7 @@ class Hub:
         self._warm: set[_Chunks] = set()
         self._pass: Iterator[Subscription] | None = None
         self._scheduled = False
-        self._brought = 0  # bytes published since the pass began
+        self._backlog = 0  # bytes published that passes have not yet sent to those who take everything
         self._holding = False
 
     def open(self, topic: Topic) -> None:
@@ -167,10 +167,8 @@ class Hub:
         self._metrics.messages += len(batch.payloads)
         self._grown[feed] = None
         self._schedule()
-        self._brought += feed.log.written - written + FRAMING_BYTES * len(batch.payloads)
-        if self._pass is not None and self._brought > SEND_BYTES and self.source and not self._holding:
-            self._holding = True
-            self.source.pauseProducing()
+        self._backlog += feed.log.written - written + FRAMING_BYTES * len(batch.payloads)
+        self._hold_source(self._backlog > SEND_BYTES)
 
     def subscribe(
         self, topic: Topic, outlet: Outlet, encode: Encoder, policy: SlowPolicy, replay: int = 0
@@ -225,17 +223,24 @@ class Hub:
                 self._schedule()
                 return
         self._pass = None
-        if self.source and self._holding:
-            self._holding = False
-            self.source.resumeProducing()
         if self._grown or self._again:
+            self._backlog = max(0, self._backlog - SEND_BYTES)
             self._schedule()
         else:
+            self._backlog = 0
             self._cool()
+        self._hold_source(self._backlog > SEND_BYTES)
+
+    def _hold_source(self, holding: bool) -> None:
+        if self.source is not None and holding is not self._holding:
+            self._holding = holding
+            if holding:
+                self.source.pauseProducing()
+            else:
+                self.source.resumeProducing()
 
     def _begin(self) -> Iterator[Subscription]:
         """Return all that is behind, as of now: what comes while the pass runs belongs to the next one."""
-        self._brought = 0
         grown, self._grown = self._grown, {}
         again, self._again = self._again, {}
         behind = [subscription for feed in grown for subscription in feed.subscriptions]

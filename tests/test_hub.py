@@ -169,32 +169,31 @@ class RecordingSource:
         self.calls.append("resume")
 
 
-def test_the_source_is_held_back_while_a_pass_has_enough_to_send(world: World) -> None:
-    source = world.hub.source = RecordingSource()
-    first, last = world.client()[0], world.client()[0]
-    calls: list[list[str]] = []
-
-    def publish_more() -> None:
-        if len(first.sent) == 1:
-            for _ in range(3):
-                world.publish(b"." * (SEND_BYTES // 2))
-                calls.append(list(source.calls))
-
-    first.on_send = publish_more
-    world.publish(b"one")
-    world.settle()
-    assert calls == [[], ["pause"], ["pause"]]
-    assert source.calls == ["pause", "resume"]
-    assert len(first.received) == len(last.received) == 5 + 3 * (SEND_BYTES // 2 + 2)
-
-
-def test_the_source_is_not_held_back_between_passes_nor_for_a_lagging_client(world: World) -> None:
+def test_the_source_is_held_back_while_it_has_brought_more_than_a_pass_sends(world: World) -> None:
     source = world.hub.source = RecordingSource()
     outlet, _ = world.client()
-    outlet.lagging = True
+    seen: list[tuple[int, str]] = []
+    outlet.on_send = lambda: seen.append((len(outlet.sent), source.calls[-1]))
+    for expected in ([], [], ["pause"], ["pause"], ["pause"]):
+        world.publish(b"." * (SEND_BYTES // 2 - 100))
+        assert source.calls == expected
+    world.settle()
+    assert source.calls == ["pause", "resume"]
+    # Five halves: held back until at most one whole was left.
+    assert seen == [(1, "pause"), (2, "pause"), (3, "resume")]
+    assert len(outlet.received) == 5 * (SEND_BYTES // 2 - 98)
+
+
+@pytest.mark.parametrize("lagging", [True, False])
+def test_the_source_does_not_wait_for_a_lagging_client_nor_for_none(world: World, lagging: bool) -> None:
+    source = world.hub.source = RecordingSource()
+    if lagging:
+        world.client()[0].lagging = True
     for _ in range(20):
-        world.publish(b"." * SEND_BYTES)
+        world.publish(b"." * 2 * SEND_BYTES)
+        assert source.calls.pop() == "pause"
         world.settle()
+        assert source.calls.pop() == "resume"
     assert source.calls == []
 
 
