@@ -28,6 +28,21 @@ def reactor() -> "ReactorBase":
     return cast("ReactorBase", reactor)
 
 
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    """Collect what pushd logs, as text."""
+    lines: list[str] = []
+
+    def observe(event: LogEvent) -> None:
+        if event["log_namespace"].startswith("pushd."):
+            lines.append(event["log_format"].format(**event))
+
+    observer = cast("Any", observe)
+    globalLogPublisher.addObserver(observer)
+    yield lines
+    globalLogPublisher.removeObserver(observer)
+
+
 @pytest.fixture(autouse=True)
 def logged_errors(reactor: "ReactorBase") -> Iterator[list[str]]:
     """Fail a test that leaves a delayed call in the reactor, or an error that nobody handled in a Deferred.

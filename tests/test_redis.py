@@ -12,7 +12,6 @@ from twisted.internet.error import ConnectError, ConnectionDone
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
-from twisted.logger import LogEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -102,21 +101,6 @@ class World:
     def start(self) -> "World":
         self.source.startService()
         return self
-
-
-@pytest.fixture(name="logged")
-def _logged() -> Any:
-    """Collect what is logged, as text."""
-    lines: list[str] = []
-
-    def observe(event: LogEvent) -> None:
-        if event["log_namespace"].startswith("pushd."):
-            lines.append(event["log_format"].format(**event))
-
-    observer: Any = observe
-    globalLogPublisher.addObserver(observer)
-    yield lines
-    globalLogPublisher.removeObserver(observer)
 
 
 def command(*words: bytes) -> bytes:

@@ -1,6 +1,5 @@
 """The service, on the real reactor: put together, used through its ports, and taken apart."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -8,7 +7,6 @@ import pytest_twisted
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.internet.protocol import Factory, Protocol, connectionDone
-from twisted.logger import LogEvent, globalLogPublisher
 from twisted.python.failure import Failure
 
 from pushd.errors import SettingsError
@@ -45,21 +43,6 @@ class Client(Protocol):
         assert self.transport is not None
         self.transport.write(data)
         await answered.addTimeout(TIMEOUT, reactor)
-
-
-@pytest.fixture(name="logged")
-def _logged() -> Iterator[list[str]]:
-    """Collect what pushd logs, as text."""
-    lines: list[str] = []
-
-    def observe(event: LogEvent) -> None:
-        if event["log_namespace"].startswith("pushd."):
-            lines.append(event["log_format"].format(**event))
-
-    observer: Any = observe
-    globalLogPublisher.addObserver(observer)
-    yield lines
-    globalLogPublisher.removeObserver(observer)
 
 
 def port_of(logged: list[str], what: str) -> int:

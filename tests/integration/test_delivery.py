@@ -133,3 +133,13 @@ def test_a_client_that_sends_and_does_not_read_is_paused(start_pushd: Callable[.
         assert pushd.resident_bytes() - before < 4 * 1024**2
         whole = sent // len(line)
         assert client.read(whole * len(line)) == line * whole
+
+
+def test_the_broker_answers_a_publisher_that_half_closes(start_pushd: Callable[..., Pushd]) -> None:
+    pushd = start_pushd("--redis", "embedded:0", "--channel", "updates")
+    with Client(pushd.port) as reader, Client(pushd.broker_port()) as publisher:
+        reader.echo()
+        publisher.send(b'PUBLISH updates "white rabbit"\r\n')
+        publisher.socket.shutdown(socket.SHUT_WR)
+        assert publisher.read_to_end() == b":1\r\n"
+        assert reader.read_line() == b"white rabbit"
