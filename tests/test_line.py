@@ -256,7 +256,7 @@ def test_a_refusal_that_cannot_be_said_ends_too() -> None:
 def refused(world: World, address: Any) -> Any:
     protocol = world.factory.buildProtocol(address)
     assert not isinstance(protocol, LineProtocol)
-    transport = StringTransport()
+    transport: Any = StringTransport()
     transport.protocol = protocol
     protocol.makeConnection(transport)
     return transport

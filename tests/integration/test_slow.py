@@ -87,7 +87,7 @@ def test_a_burst_above_the_history_cuts_nobody_off_who_reads(
         *("--redis", redis_server.url, "--channel", "updates", "--history", "1M", "--send-buffer", "1M")
     )
     pushd.wait_subscribed()
-    # Four times the history, where a message counts 64 bytes more; but no more than the kernel's buffers hold.
+    # Four times the history, where a message counts 64 bytes more; yet the kernel's buffers hold them all.
     messages = [b"%06d" % number for number in range(60_000)]
     with clients(pushd.port, 1000) as readers, Following(readers) as following:
         publish = threading.Thread(target=publish_at_once, args=(redis_server, messages))
