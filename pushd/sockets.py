@@ -33,7 +33,10 @@ def tune_listener(descriptor: int, send_buffer: int) -> None:
 
 
 def watch_peer(connection: socket.socket) -> None:
-    """Have the kernel end a TCP connection within two minutes after its peer has vanished."""
+    """Have the kernel end a TCP connection within two minutes after its peer has vanished.
+
+    Does nothing to a Unix socket, whose peer cannot vanish.
+    """
     if connection.family not in (socket.AF_INET, socket.AF_INET6):
         return
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pushd.sockets import raise_descriptor_limit, tune_listener
+from pushd.sockets import raise_descriptor_limit, tune_listener, watch_peer
 
 
 @pytest.fixture
@@ -40,7 +40,9 @@ def test_unix_sockets_are_left_as_they_are(tmp_path: Path) -> None:
         listener.bind(str(tmp_path / "socket"))
         before = listener.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
         tune_listener(listener.fileno(), 100_000)
+        watch_peer(listener)
         assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == before
+        assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 0
 
 
 def test_the_soft_limit_of_descriptors_becomes_the_hard_one() -> None:
