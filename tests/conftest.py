@@ -5,12 +5,17 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from hypothesis import settings
 from twisted.logger import LogEvent, LogLevel, globalLogPublisher
 
 from tests.harness import RedisServer
 
 if TYPE_CHECKING:
     from twisted.internet.base import DelayedCall, ReactorBase
+
+# A busy machine is no reason for a test to fail.
+settings.register_profile("pushd", deadline=None)
+settings.load_profile("pushd")
 
 
 @pytest.fixture
