@@ -7,23 +7,18 @@ that is behind, however many messages came: what arrives meanwhile makes later s
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
+from pushd.chunks import SEND_BYTES, Chunks
 from pushd.encoders import Encoder
 from pushd.log import FRAMING_BYTES, Log
 from pushd.message import Batch, Topic
 from pushd.metrics import Metrics
 from pushd.settings import SlowPolicy
 
-SEND_BYTES = 64 * 1024
-"""About what one send holds at most: larger units leave the processor's cache and meet full sockets."""
-
 SLICE_SECONDS = 0.005
 """How long a pass may keep everything else waiting: accepting, echoing, reading from the source."""
 
 STRIDE = 16
 """Subscriptions served between two looks at the clock."""
-
-SHARED_CHUNKS = 8
-"""Encoded chunks kept of one log and wire format while passes run."""
 
 
 class Clock(Protocol):
@@ -62,44 +57,6 @@ class Outlet(Protocol):
         """End a client at once that has just raised an exception."""
 
 
-class _Chunk:
-    __slots__ = ("cut", "data", "end", "written")
-
-    def __init__(self, log: Log, cursor: int, encode: Encoder) -> None:
-        payloads = log.read(cursor, SEND_BYTES)
-        self.data = encode(payloads)
-        self.end = cursor + len(payloads)
-        self.written = log.written_at(self.end)
-        self.cut = self.end < log.head  # more was there than one send holds
-
-
-class _Chunks:
-    """One log in one wire format: encoded once for all that read from the same cursor.
-
-    Puts itself into warm when it has encoded something, so that the memory can be given back.
-    """
-
-    __slots__ = ("_chunks", "_encode", "_log", "_warm")
-
-    def __init__(self, log: Log, encode: Encoder, warm: set["_Chunks"]) -> None:
-        self._log = log
-        self._encode = encode
-        self._warm = warm
-        self._chunks: dict[int, _Chunk] = {}
-
-    def read(self, cursor: int) -> _Chunk:
-        chunk = self._chunks.get(cursor)
-        if chunk is None or (chunk.end != self._log.head and not chunk.cut):
-            chunk = self._chunks[cursor] = _Chunk(self._log, cursor, self._encode)
-            self._warm.add(self)
-            if len(self._chunks) > SHARED_CHUNKS:
-                del self._chunks[next(iter(self._chunks))]
-        return chunk
-
-    def clear(self) -> None:
-        self._chunks.clear()
-
-
 class _Feed:
     """A log, who reads it, and its encoded chunks by wire format."""
 
@@ -109,7 +66,7 @@ class _Feed:
         self.topic = topic
         self.log = Log(history)
         self.subscriptions: dict[Subscription, None] = {}  # a set that keeps its order
-        self.chunks: dict[Encoder, _Chunks] = {}
+        self.chunks: dict[Encoder, Chunks] = {}
 
 
 class Subscription:
@@ -117,7 +74,7 @@ class Subscription:
 
     __slots__ = ("active", "chunks", "cursor", "feed", "missed", "outlet", "policy", "written")
 
-    def __init__(self, feed: _Feed, chunks: _Chunks, outlet: Outlet, policy: SlowPolicy, cursor: int) -> None:
+    def __init__(self, feed: _Feed, chunks: Chunks, outlet: Outlet, policy: SlowPolicy, cursor: int) -> None:
         self.feed = feed
         self.chunks = chunks
         self.outlet = outlet
@@ -149,7 +106,7 @@ class Hub:
         self._feeds: dict[Topic, _Feed] = {}
         self._grown: dict[_Feed, None] = {}  # feeds with news for all their subscriptions
         self._again: dict[Subscription, None] = {}  # subscriptions that are behind by themselves
-        self._warm: set[_Chunks] = set()
+        self._warm: set[Chunks] = set()
         self._pass: Iterator[Subscription] | None = None
         self._scheduled = False
         self._backlog = 0  # bytes published that passes have not yet sent to those who take everything
@@ -176,7 +133,7 @@ class Hub:
         """Send an outlet what comes from now on, after the last replay messages that the log still holds."""
         feed = self._feeds[topic]
         if encode not in feed.chunks:
-            feed.chunks[encode] = _Chunks(feed.log, encode, self._warm)
+            feed.chunks[encode] = Chunks(feed.log, encode, self._warm)
         cursor = max(feed.log.tail, feed.log.head - replay)
         subscription = Subscription(feed, feed.chunks[encode], outlet, policy, cursor)
         feed.subscriptions[subscription] = None

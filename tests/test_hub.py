@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from twisted.internet.task import Clock
 
+from pushd.chunks import SEND_BYTES
 from pushd.encoders import encode_lines
-from pushd.hub import SEND_BYTES, SHARED_CHUNKS, SLICE_SECONDS, STRIDE, Hub, Subscription
+from pushd.hub import SLICE_SECONDS, STRIDE, Hub, Subscription
 from pushd.message import Batch, Topic
 from pushd.metrics import Metrics
 from pushd.settings import SlowPolicy
@@ -335,20 +336,7 @@ def test_chunks_are_encoded_once_for_each_place_and_given_back_when_idle(world: 
     world.settle()
     assert sum(encoded) == 1000
     assert len(encoded) == len(outlets[0].sent)
-    assert not subscriptions[0].chunks._chunks
-
-
-def test_few_chunks_are_kept_however_spread_out_the_readers_are(world: World) -> None:
-    world.publish(*[b"%d" % number for number in range(100)])
-    world.settle()
-    kept: list[int] = []
-    for replay in range(1, 101):
-        outlet, subscription = world.client(replay=replay)
-        chunks = subscription.chunks._chunks
-        outlet.on_send = partial(lambda chunks: kept.append(len(chunks)), chunks)
-    world.settle()
-    assert len(kept) == 100
-    assert max(kept) == SHARED_CHUNKS
+    assert len(subscriptions[0].chunks) == 0
 
 
 class Delivery(RuleBasedStateMachine):

@@ -305,7 +305,9 @@ def test_stopping_is_immediate_in_every_state(state: str) -> None:
 
 
 def test_a_source_that_was_never_started_can_be_stopped() -> None:
-    World().source.stopService()
+    world = World()
+    world.source.stopService()
+    assert (world.server.attempts, world.clock.getDelayedCalls()) == (0, [])
 
 
 pieces = st.sampled_from(

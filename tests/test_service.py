@@ -56,6 +56,14 @@ async def connect(reactor: Any, port: int) -> Client:
     return client
 
 
+async def publish_8_mb(reactor: Any, logged: list[str]) -> Client:
+    """Publish more than the kernel buffers for a client, and return who published it."""
+    publisher = await connect(reactor, port_of(logged, "Embedded broker on 127.0.0.1:"))
+    command = b"*3\r\n$7\r\nPUBLISH\r\n$7\r\nupdates\r\n$8000000\r\n%s\r\n" % (b"x" * 8_000_000)
+    await publisher.ask(command, b":1\r\n", reactor)
+    return publisher
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_message_goes_from_the_broker_to_every_client(reactor: Any, logged: list[str]) -> None:
     service = PushService(
@@ -93,11 +101,7 @@ async def test_a_client_that_does_not_read_is_cut_off_when_the_time_is_over(
     client = await connect(reactor, port_of(logged, "Listening on 127.0.0.1:"))
     await client.ask(b"hello\r\n", b"hello\r\n", reactor)
     client.transport.pauseProducing()  # type: ignore[union-attr]
-    publisher = await connect(reactor, port_of(logged, "Embedded broker on 127.0.0.1:"))
-    payload = b"x" * 8_000_000
-    await publisher.ask(
-        b"*3\r\n$7\r\nPUBLISH\r\n$7\r\nupdates\r\n$8000000\r\n%s\r\n" % payload, b":1\r\n", reactor
-    )
+    publisher = await publish_8_mb(reactor, logged)
     await service.stopService().addTimeout(TIMEOUT, reactor)
     assert "1 clients served, 0 refused, 1 cut off with something left to send" in logged[-1]
     client.transport.abortConnection()  # type: ignore[union-attr]
@@ -115,11 +119,7 @@ async def test_in_a_hurry_it_waits_for_nobody(reactor: Any, logged: list[str]) -
     client = await connect(reactor, port_of(logged, "Listening on 127.0.0.1:"))
     client.transport.pauseProducing()  # type: ignore[union-attr]
     client.transport.write(b"x" * 1000 + b"\r\n")  # type: ignore[union-attr]
-    publisher = await connect(reactor, port_of(logged, "Embedded broker on 127.0.0.1:"))
-    payload = b"x" * 8_000_000
-    await publisher.ask(
-        b"*3\r\n$7\r\nPUBLISH\r\n$7\r\nupdates\r\n$8000000\r\n%s\r\n" % payload, b":1\r\n", reactor
-    )
+    publisher = await publish_8_mb(reactor, logged)
     stopped = service.stopService()
     service.hurry()
     await stopped.addTimeout(TIMEOUT, reactor)

@@ -1,0 +1,55 @@
+"""Chunks: what a log holds from a cursor on, as bytes of one wire format, encoded once and shared."""
+
+from pushd.encoders import Encoder
+from pushd.log import Log
+
+SEND_BYTES = 64 * 1024
+"""About what one send holds at most: larger units leave the processor's cache and meet full sockets."""
+
+SHARED_CHUNKS = 8
+"""Chunks kept of one log and wire format while passes run."""
+
+
+class Chunk:
+    """The messages after a cursor: one send, of whole frames, at least one."""
+
+    __slots__ = ("cut", "data", "end", "written")
+
+    def __init__(self, log: Log, cursor: int, encode: Encoder) -> None:
+        payloads = log.read(cursor, SEND_BYTES)
+        self.data = encode(payloads)
+        self.end = cursor + len(payloads)  # the cursor of who has been sent it
+        self.written = log.written_at(self.end)
+        self.cut = self.end < log.head  # more was there than one send holds
+
+
+class Chunks:
+    """One log in one wire format: encoded once for all that read from the same cursor.
+
+    Puts itself into warm when it has encoded something, so that the memory can be given back.
+    """
+
+    __slots__ = ("_chunks", "_encode", "_log", "_warm")
+
+    def __init__(self, log: Log, encode: Encoder, warm: set["Chunks"]) -> None:
+        self._log = log
+        self._encode = encode
+        self._warm = warm
+        self._chunks: dict[int, Chunk] = {}
+
+    def __len__(self) -> int:
+        return len(self._chunks)
+
+    def read(self, cursor: int) -> Chunk:
+        """Return what comes after a cursor that is below the head, and not below the tail."""
+        chunk = self._chunks.get(cursor)
+        if chunk is None or (chunk.end != self._log.head and not chunk.cut):
+            chunk = self._chunks[cursor] = Chunk(self._log, cursor, self._encode)
+            self._warm.add(self)
+            if len(self._chunks) > SHARED_CHUNKS:
+                del self._chunks[next(iter(self._chunks))]
+        return chunk
+
+    def clear(self) -> None:
+        """Forget all chunks; who is being sent one keeps its bytes."""
+        self._chunks.clear()

@@ -1,0 +1,69 @@
+"""Chunks: encoded once for each cursor, again only when more has come, and few of them kept."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from pushd.chunks import SEND_BYTES, SHARED_CHUNKS, Chunks
+from pushd.encoders import encode_lines
+from pushd.log import Log
+
+
+class World:
+    """A log, and chunks of it that count how often they encode."""
+
+    def __init__(self) -> None:
+        self.log = Log(1024**2)
+        self.encodings = 0
+        self.warm: set[Chunks] = set()
+        self.chunks = Chunks(self.log, self.encode, self.warm)
+
+    def encode(self, payloads: Sequence[bytes]) -> bytes:
+        self.encodings += 1
+        return encode_lines(payloads)
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def test_readers_at_one_cursor_share_one_encoding(world: World) -> None:
+    world.log.append([b"one", b"two"])
+    first, second = world.chunks.read(0), world.chunks.read(0)
+    assert first.data is second.data
+    assert (first.data, first.end, first.written) == (b"one\r\ntwo\r\n", 2, 6)
+    assert world.encodings == 1
+
+
+def test_what_came_since_is_read_too(world: World) -> None:
+    world.log.append([b"one"])
+    world.chunks.read(0)
+    world.log.append([b"two"])
+    assert world.chunks.read(0).data == b"one\r\ntwo\r\n"
+    assert world.chunks.read(1).data == b"two\r\n"
+    assert world.encodings == 3
+
+
+def test_a_full_chunk_stays_good_when_more_comes(world: World) -> None:
+    world.log.append([b"." * 1000] * 100)
+    full = world.chunks.read(0)
+    world.log.append([b"more"])
+    assert world.chunks.read(0) is full
+    assert SEND_BYTES - 1010 < len(full.data) <= SEND_BYTES
+    assert world.chunks.read(full.end).data.endswith(b"more\r\n")
+
+
+def test_few_are_kept_however_spread_out_the_readers_are(world: World) -> None:
+    world.log.append([b"%d" % number for number in range(100)])
+    for cursor in range(100):
+        world.chunks.read(cursor)
+    assert len(world.chunks) == SHARED_CHUNKS
+
+
+def test_memory_can_be_given_back(world: World) -> None:
+    world.log.append([b"one"])
+    world.chunks.read(0)
+    assert world.warm == {world.chunks}
+    world.chunks.clear()
+    assert len(world.chunks) == 0
