@@ -84,9 +84,14 @@ class RedisSubscriber(SubscriberProtocol):
             self._parser.feed(data)
             while (reply := self._parser.gets()) is not False:
                 match reply:
-                    case [b"message", bytes(name), bytes(payload)]:
+                    # Guards, not class patterns: each bytes() in a pattern costs CPython a failed search.
+                    case [b"message", name, payload] if isinstance(name, bytes) and isinstance(
+                        payload, bytes
+                    ):
                         channels[name].append(payload)
-                    case [b"pmessage", bytes(name), _, bytes(payload)]:
+                    case [b"pmessage", name, _, payload] if isinstance(name, bytes) and isinstance(
+                        payload, bytes
+                    ):
                         patterns[name].append(payload)
                     case [b"message" | b"pmessage", *_] if len(reply) > 2:
                         raise hiredis.ProtocolError("a message that is none")
