@@ -209,7 +209,7 @@ PUSHD = Peer("pushd", LINES, "redis", _beside_redis(_pushd))
 FLOOR = Peer("C floor", GREETED_LINES, "redis", _beside_redis(_floor), echoes=False)
 REDIS = Peer("Redis direct", RESP, "redis", _redis)
 NATS_SERVER = Peer("NATS", NATS, "nats", _nats, "nats-server", "nats-server")
-MOSQUITTO = Peer("Mosquitto", MQTT, "mqtt", _mosquitto, "mosquitto", "mosquitto")
+MOSQUITTO = Peer("Mosquitto", MQTT, "mqtt", _mosquitto, "mosquitto", "mosquitto", slow=True)
 NAIVE_TWISTED = Peer("naive Twisted", LINES, "redis", _beside_redis(_script("naive_twisted")))
 NAIVE_TORNADO = Peer("naive Tornado", LINES, "redis", _beside_redis(_script("naive_tornado")), slow=True)
 

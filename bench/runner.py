@@ -26,7 +26,7 @@ SETTLE_SECONDS = 1.0
 """What a system gets to calm down in, between connecting its clients and the first message."""
 
 STORM_BYTES = 100
-STORM_RATE = 20
+STORM_RATE = 5
 """Messages per second in a storm: a client has returned when one of them has reached it."""
 
 
@@ -53,6 +53,10 @@ class Child:
             self._process.wait()
             assert self._process.stdout is not None
             self._process.stdout.close()
+
+    def close(self) -> None:
+        """End it, whatever it does."""
+        self._process.kill()
 
     def say(self, line: str) -> None:
         """Give it a line of input."""
@@ -217,7 +221,8 @@ def run_storm(peer: Peer, case: Storm) -> Figures:
     endless = int(STORM_RATE * 4 * FINISH_SECONDS)
     with (
         peer.start(()) as system,
-        _publisher(peer, system, endless, STORM_BYTES, "--rate", STORM_RATE),
+        _publisher(peer, system, endless, STORM_BYTES, "--rate", STORM_RATE) as publisher,
+        contextlib.closing(publisher),
         _prober(peer, system) as prober,
     ):
         time.sleep(SETTLE_SECONDS)

@@ -3,7 +3,7 @@
 from pushd.encoders import Encoder
 from pushd.log import Log
 
-SEND_BYTES = 64 * 1024
+SEND_BYTES = 96 * 1024
 """About what one send holds at most: larger units leave the processor's cache and meet full sockets."""
 
 SHARED_CHUNKS = 8

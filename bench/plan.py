@@ -1,0 +1,64 @@
+"""Which cases are run on which peers."""
+
+from dataclasses import replace
+
+from bench.cases import Case, Echo, Fanout, Idle, Ingest, Storm
+from bench.peers import FLOOR, MOSQUITTO, NAIVE_TORNADO, NAIVE_TWISTED, NATS_SERVER, PEERS, PUSHD, REDIS, Peer
+
+BURST = Fanout("burst", 1000, 5000, window=50, few=250)
+BURST_16 = replace(BURST, name="burst 16 B", size=16)
+BURST_4K = replace(BURST, name="burst 4 KiB", size=4096)
+STEADY = Fanout("steady", 1000, 500, rate=50)
+SPREAD_100 = Fanout("spread 100", 100, 20, rate=5)
+SPREAD_1000 = Fanout("spread 1000", 1000, 20, rate=5)
+WIDE = Fanout("wide", 10_000, 50, rate=5)
+SPARSE = Fanout("sparse", 10_000, 1, rate=1)
+BESIDE = Fanout("echo beside passes", 10_000, 100, rate=10, probed=True)
+READING = Fanout("all read", 1000, 5000, size=1024, rate=500, options=("--history", "1M"))
+STALLED = tuple(
+    replace(READING, name=f"stalled, {slow}", stalled=100, options=(*READING.options, "--slow", slow))
+    for slow in ("disconnect", "skip", "latest")
+)
+INGEST = Ingest("ingest", 1_000_000)
+INGEST_FED = Ingest("ingest, fed", 1_000_000, fed=True)
+STORM = Storm("storm", 10_000)
+ECHOES = tuple(
+    Echo(f"echo {clients} x {pipeline}", clients, pipeline, 1.0) for clients in (1, 100) for pipeline in (1, 100)
+)
+IDLE = Idle("idle", 15_000)
+
+_ECHOING = tuple(peer for peer in PEERS if peer.echoes)
+_SERVERS = (PUSHD, REDIS, NATS_SERVER, MOSQUITTO)
+
+FULL: tuple[tuple[Case, tuple[Peer, ...]], ...] = (
+    (BURST, PEERS),
+    (BURST_16, PEERS),
+    (BURST_4K, PEERS),
+    (STEADY, PEERS),
+    (SPREAD_100, PEERS),
+    (SPREAD_1000, PEERS),
+    (WIDE, PEERS),
+    (SPARSE, PEERS),
+    (BESIDE, (PUSHD, NAIVE_TWISTED)),
+    (READING, (PUSHD, REDIS, NATS_SERVER)),
+    (STALLED[0], (PUSHD, REDIS, NATS_SERVER)),
+    *((case, (PUSHD,)) for case in STALLED[1:]),
+    (INGEST, (PUSHD,)),
+    (INGEST_FED, (PUSHD,)),
+    (STORM, _SERVERS),
+    *((case, _ECHOING) for case in ECHOES),
+    (IDLE, PEERS),
+)
+"""Every case that the project measures, and the peers for which it makes sense."""
+
+_QUICK_PEERS = (PUSHD, FLOOR, REDIS, NATS_SERVER)
+
+QUICK: tuple[tuple[Case, tuple[Peer, ...]], ...] = (
+    (BURST, (*_QUICK_PEERS, NAIVE_TWISTED, NAIVE_TORNADO)),
+    (replace(STEADY, messages=250), _QUICK_PEERS),
+    (replace(WIDE, messages=20), _QUICK_PEERS),
+    (INGEST_FED, (PUSHD,)),
+    (ECHOES[1], (PUSHD, NAIVE_TWISTED)),
+    (IDLE, _QUICK_PEERS),
+)
+"""What two minutes allow."""
