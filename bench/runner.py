@@ -149,6 +149,7 @@ def _received(report: dict[str, float], start_us: float) -> Figures:
         "p99_ms": report["p99_us"] / 1000,
         "max_ms": report["max_us"] / 1000,
         "generator_cpu_s": report["cpu"],
+        "generator_sleeps": report["sleeps"],
         "generator_busy": report["cpu"] / seconds,
     }
 

@@ -206,23 +206,22 @@ class Hub:
 
     def _serve(self, subscription: Subscription) -> None:
         """Send one subscription what it is behind; whatever is wrong with it stays with it."""
-        if not subscription.active or not subscription.behind:
+        log, cursor = subscription.feed.log, subscription.cursor
+        if not subscription.active or cursor == log.head:
             return
         try:
-            if subscription.cursor < subscription.feed.log.tail:
+            if cursor < log.tail:
                 self._fall_off(subscription)
             elif not subscription.outlet.lagging:
-                self._send(subscription)
+                chunk = subscription.chunks.read(cursor)
+                subscription.cursor = chunk.end
+                subscription.written = chunk.written
+                subscription.outlet.send(chunk.data)
+                if chunk.cut:
+                    self._catch_up(subscription)
         except Exception:
             self.abandon(subscription)
             subscription.outlet.failed()
-
-    def _send(self, subscription: Subscription) -> None:
-        chunk = subscription.chunks.read(subscription.cursor)
-        subscription.cursor = chunk.end
-        subscription.written = chunk.written
-        subscription.outlet.send(chunk.data)
-        self._catch_up(subscription)
 
     def _fall_off(self, subscription: Subscription) -> None:
         """Apply the slow policy to a cursor that the log's tail has passed."""
