@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint format clean
+.PHONY: run test lint format bench bench-quick clean
 
 # A pushd to try: it brings its own broker, so that nothing else has to be installed.
 run: .venv/installed
@@ -21,6 +21,14 @@ lint: .venv/linted
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
+# All systems side by side: half an hour. Writes bench/RESULTS.md and the plots.
+bench: .venv/benched build/bench/load build/bench/floor
+	$(BIN)/python -m bench $(ARGS)
+
+# Two minutes, to the terminal.
+bench-quick: .venv/benched build/bench/load build/bench/floor
+	$(BIN)/python -m bench --quick $(ARGS)
+
 format: .venv/linted
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -39,6 +47,14 @@ clean:
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
 	touch $@
 
-.venv/linted: .venv/tested
+.venv/benched: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	touch $@
+
+.venv/linted: .venv/tested .venv/benched
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test,lint]'
 	touch $@
+
+build/bench/%: bench/%.c
+	mkdir -p build/bench
+	$(CC) -O2 -Wall -Wextra -o $@ $<

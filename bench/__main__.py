@@ -8,18 +8,22 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bench.cases import Case
-from bench.peers import BUILD, PEERS, BenchError, Peer
+from bench.peers import BUILD, PEERS, ROOT, BenchError, Peer
 from bench.plan import FULL, QUICK
-from bench.results import Result, load
-from bench.report import save_all
+from bench.plots import save_plots
+from bench.report import render
+from bench.results import Medians, Result, load
 from bench.runner import run
 
 RAW = BUILD / "results.jsonl"
 """Every single run, as it was measured."""
 
+RESULTS = ROOT / "bench" / "RESULTS.md"
 
-def measured(plan: Sequence[tuple[Case, Sequence[Peer]]], runs: int, missing: set[str]) -> Iterator[Result]:
+
+def measured(plan: Sequence[tuple[Case, Sequence[Peer]]], runs: int) -> Iterator[Result]:
     """Run a plan so many times, one round after the other, so that drift of the machine hits all peers alike."""
+    missing = {peer.name for peer in PEERS if peer.missing()}
     for number in range(1, runs + 1):
         for case, peers in plan:
             for peer in peers:
@@ -31,35 +35,54 @@ def measured(plan: Sequence[tuple[Case, Sequence[Peer]]], runs: int, missing: se
                 except BenchError as error:
                     figures, problem = {}, str(error).splitlines()[0]
                 took = time.monotonic() - start
-                print(f"round {number}, {case.name}, {peer.name}: {problem or 'measured'} ({took:.0f} s)", flush=True)
+                done = problem or f"measured in {took:.0f} s"
+                print(f"round {number}, {case.name}, {peer.name}: {done}", flush=True)
                 yield Result(case.name, peer.name, figures, problem)
+
+
+def save(medians: Medians, notes: Sequence[str], *, to_files: bool) -> None:
+    """Write the report and the plots into the repository; or only the report, to the terminal."""
+    text = render(medians, notes)
+    if to_files:
+        RESULTS.write_text(text)
+        save_plots(medians, RESULTS.parent)
+    else:
+        sys.stdout.write(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what was asked for, and write the results."""
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a subset that takes two minutes, to the terminal")
-    parser.add_argument("--runs", type=int, help="rounds; the median counts (default: 3, quick: 1)")
-    parser.add_argument("--only", action="append", help="only this case; repeatable")
-    parser.add_argument("--render", type=Path, help="measure nothing; write the results of this file again")
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure pushd beside its peers.")
+    parser.add_argument(
+        "--quick", action="store_true", help="a subset, in two minutes; report to the terminal"
+    )
+    parser.add_argument(
+        "--only", action="append", metavar="CASE", help="only this case; repeatable; to the terminal"
+    )
+    parser.add_argument("--runs", type=int, help="rounds, of which the median counts (default: 3, quick: 1)")
+    parser.add_argument(
+        "--render", type=Path, metavar="FILE", help="measure nothing: report what this file holds"
+    )
     options = parser.parse_args(arguments)
     notes = [note for peer in PEERS if (note := peer.missing())]
     for note in notes:
         print(note, flush=True)
     if options.render:
-        save_all(load(options.render), notes)
+        save(Medians(load(options.render)), notes, to_files=True)
         return
-    plan = [entry for entry in (QUICK if options.quick else FULL) if not options.only or entry[0].name in options.only]
-    if not plan:
-        sys.exit(f"bench: no such case; there are: {', '.join(case.name for case, _ in FULL)}")
-    missing = {peer.name for peer in PEERS if peer.missing()}
+    plan = QUICK if options.quick else FULL
+    if options.only:
+        known = [case.name for case, _ in plan]
+        if unknown := set(options.only) - set(known):
+            sys.exit(f"bench: no case {', '.join(unknown)}; there are: {', '.join(known)}")
+        plan = tuple(entry for entry in plan if entry[0].name in options.only)
     results: list[Result] = []
     with RAW.open("w") as raw:
-        for result in measured(plan, options.runs or (1 if options.quick else 3), missing):
+        for result in measured(plan, options.runs or (1 if options.quick else 3)):
             results.append(result)
             raw.write(json.dumps(result.as_json()) + "\n")
             raw.flush()
-    save_all(results, notes, to_files=not options.quick and not options.only)
+    save(Medians(results), notes, to_files=not options.quick and not options.only)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Fanout:
-    """Every client gets every message: at a rate per second, or as fast as window messages are acknowledged.
+    """Every client gets every message.
 
-    The first stalled clients never read. few is what is published to a peer that would take minutes for all. Where it is
-    probed, the latency of an echo is measured meanwhile.
+    They are published at a rate per second, or as fast as the window of messages in flight is acknowledged.
+
+    The first stalled clients never read. few is what is published to a peer that would take minutes for all.
+    Where it is probed, the latency of an echo is measured meanwhile.
     """
 
     name: str
@@ -25,7 +27,7 @@ class Fanout:
 
 @dataclass(frozen=True, slots=True)
 class Ingest:
-    """One client gets a million messages that were pipelined: by Redis, or by a feeder that plays its part."""
+    """One client gets messages that are pipelined: by Redis, or by a feeder that plays its part."""
 
     name: str
     messages: int

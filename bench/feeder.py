@@ -1,4 +1,4 @@
-"""Plays the part of a Redis that is never the limit: it confirms a subscription, and sends what it has prepared.
+"""Plays a Redis that is never the limit: it confirms a subscription, and sends what it has prepared.
 
     python -m bench.feeder PORT --messages M --size BYTES
 

@@ -1,6 +1,6 @@
 """The same design on Tornado, with redis-py's asyncio client: one awaited write for each client.
 
-    python -m bench.naive_tornado LISTEN_PORT REDIS_PORT CHANNEL
+python -m bench.naive_tornado LISTEN_PORT REDIS_PORT CHANNEL
 """
 
 import asyncio

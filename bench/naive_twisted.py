@@ -1,6 +1,6 @@
 """What one would write first: a LineReceiver that echoes, a set of clients, and a transport.write for each.
 
-    python -m bench.naive_twisted LISTEN_PORT REDIS_PORT CHANNEL
+python -m bench.naive_twisted LISTEN_PORT REDIS_PORT CHANNEL
 """
 
 import sys

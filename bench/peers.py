@@ -31,7 +31,7 @@ class BenchError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """A peer that runs: server is what clients connect to, broker what it takes messages from, if that is not it."""
+    """A peer that runs: server is what clients connect to, broker what it takes messages from, if any."""
 
     port: int
     publish_port: int
@@ -134,8 +134,17 @@ def temporary() -> Iterator[Path]:
 def redis_server(directory: Path) -> Iterator[tuple[int, int]]:
     """Run a Redis without persistence; give its port and pid. Slow clients are not cut off: nothing is lost."""
     port = free_port()
-    command = f"redis-server --port {port} --bind 127.0.0.1 --tcp-backlog {BACKLOG} --maxclients {MOST_CLIENTS}"
-    limits = ["--save", "", "--appendonly", "no", "--client-output-buffer-limit", "pubsub 0 0 0"]
+    command = f"redis-server --port {port} --bind 127.0.0.1 --tcp-backlog {BACKLOG}"
+    limits = [
+        "--maxclients",
+        str(MOST_CLIENTS),
+        "--save",
+        "",
+        "--appendonly",
+        "no",
+        "--client-output-buffer-limit",
+        "pubsub 0 0 0",
+    ]
     with running([*command.split(), *limits], answers(port), directory) as pid:
         yield port, pid
 
@@ -186,11 +195,26 @@ def _beside_redis(command: Callable[[int, int], Sequence[str]]) -> Start:
 def _pushd(port: int, redis_port: int) -> Sequence[str]:
     twistd = str(Path(sys.executable).with_name("twistd"))
     options = f"--port tcp:{port}:interface=127.0.0.1:backlog={BACKLOG} --channel {CHANNEL.decode()}"
-    return [twistd, "-n", "--pidfile=", "pushd", *options.split(), "--redis", f"redis://127.0.0.1:{redis_port}"]
+    return [
+        twistd,
+        "-n",
+        "--pidfile=",
+        "pushd",
+        *options.split(),
+        "--redis",
+        f"redis://127.0.0.1:{redis_port}",
+    ]
 
 
 def _script(name: str) -> Callable[[int, int], Sequence[str]]:
-    return lambda port, redis: [sys.executable, "-m", f"bench.{name}", str(port), str(redis), CHANNEL.decode()]
+    return lambda port, redis: [
+        sys.executable,
+        "-m",
+        f"bench.{name}",
+        str(port),
+        str(redis),
+        CHANNEL.decode(),
+    ]
 
 
 def _floor(port: int, redis_port: int) -> Sequence[str]:

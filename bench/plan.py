@@ -23,7 +23,9 @@ INGEST = Ingest("ingest", 1_000_000)
 INGEST_FED = Ingest("ingest, fed", 1_000_000, fed=True)
 STORM = Storm("storm", 10_000)
 ECHOES = tuple(
-    Echo(f"echo {clients} x {pipeline}", clients, pipeline, 1.0) for clients in (1, 100) for pipeline in (1, 100)
+    Echo(f"echo {clients} x {pipeline}", clients, pipeline, 1.0)
+    for clients in (1, 100)
+    for pipeline in (1, 100)
 )
 IDLE = Idle("idle", 15_000)
 

@@ -2,8 +2,8 @@
 
     python -m bench.prober WIRE PORT
 
-It ends when its input does, and prints one line of JSON. A late answer makes the questions after it late: they
-are timed from when they were due.
+It ends when its input does, and prints one line of JSON. A late answer makes the questions after it late:
+they are timed from when they were due.
 """
 
 import json
@@ -45,7 +45,12 @@ def main() -> None:
             delays.append(1000 * (time.monotonic() - due))
             due += INTERVAL
     hundredths = statistics.quantiles(delays, n=100, method="inclusive")
-    report = {"probes": len(delays), "p50_ms": hundredths[49], "p99_ms": hundredths[98], "max_ms": max(delays)}
+    report = {
+        "probes": len(delays),
+        "p50_ms": hundredths[49],
+        "p99_ms": hundredths[98],
+        "max_ms": max(delays),
+    }
     print(json.dumps(report))
 
 

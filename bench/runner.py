@@ -71,7 +71,7 @@ class Child:
             self._process.stdin.close()
 
     def line(self, seconds: float) -> str:
-        """Return the next line that it prints; its input ends after so many seconds, which makes it report."""
+        """Return the next line that it prints; after so many seconds its input ends, so that it reports."""
         assert self._process.stdout is not None
         timer = threading.Timer(seconds, self.end_input)
         timer.start()
@@ -233,12 +233,16 @@ def run_storm(peer: Peer, case: Storm) -> Figures:
             load.say("again")
             returned = load.report(FINISH_SECONDS)
             used = usage.figures()
-        return used | _probed(prober) | {
-            "joined_s": joined["all_us"] / 1e6,
-            "returned_s": returned["all_us"] / 1e6,
-            "closed": joined["closed"] + returned["closed"],
-            "refused": returned["refused"],
-        }
+        return (
+            used
+            | _probed(prober)
+            | {
+                "joined_s": joined["all_us"] / 1e6,
+                "returned_s": returned["all_us"] / 1e6,
+                "closed": joined["closed"] + returned["closed"],
+                "refused": returned["refused"],
+            }
+        )
 
 
 def run_echo(peer: Peer, case: Echo) -> Figures:

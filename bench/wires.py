@@ -1,4 +1,4 @@
-"""What goes over the wire of each system: how a client greets, what a message looks like, how one publishes."""
+"""What goes over the wire of each system: greetings, messages, how one publishes."""
 
 import struct
 import time
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 CHANNEL = b"bench"
 STAMP_BYTES = 16
-"""Hex digits at the beginning of each payload: 6 for its number, 10 for the microsecond of its publication."""
+"""Hex digits at the beginning of a payload: 6 for its number, 10 for the microsecond when it was published."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +117,9 @@ def _mqtt_publish(payload: bytes) -> bytes:
 PUBLISH_RESP = PublishWire(
     hello=b"PING\r\n",
     ready=b"+PONG\r\n",
-    command=lambda payload: b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
-    % (len(CHANNEL), CHANNEL, len(payload), payload),
+    command=lambda payload: (
+        b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(CHANNEL), CHANNEL, len(payload), payload)
+    ),
     mark=b"\n",
 )
 PUBLISH_NATS = PublishWire(
