@@ -22,7 +22,7 @@ RESULTS = ROOT / "bench" / "RESULTS.md"
 
 
 def measured(plan: Sequence[tuple[Case, Sequence[Peer]]], runs: int) -> Iterator[Result]:
-    """Run a plan so many times, one round after the other, so that drift of the machine hits all peers alike."""
+    """Run a plan so many times, one round after the other, so that drift hits all peers alike."""
     missing = {peer.name for peer in PEERS if peer.missing()}
     for number in range(1, runs + 1):
         for case, peers in plan:

@@ -19,7 +19,7 @@ class Clients(TCPServer):
         super().__init__()
         self._streams: set[IOStream] = set()
 
-    async def handle_stream(self, stream: IOStream, address: tuple[str, int]) -> None:  # noqa: ARG002
+    async def handle_stream(self, stream: IOStream, address: tuple[str, int]) -> None:
         """Serve one client until it leaves."""
         stream.set_nodelay(True)
         self._streams.add(stream)

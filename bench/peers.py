@@ -132,20 +132,14 @@ def temporary() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def redis_server(directory: Path) -> Iterator[tuple[int, int]]:
-    """Run a Redis without persistence; give its port and pid. Slow clients are not cut off: nothing is lost."""
+    """Run a Redis without persistence; give its port and pid. It cuts off no slow client."""
     port = free_port()
-    command = f"redis-server --port {port} --bind 127.0.0.1 --tcp-backlog {BACKLOG}"
-    limits = [
-        "--maxclients",
-        str(MOST_CLIENTS),
-        "--save",
-        "",
-        "--appendonly",
-        "no",
-        "--client-output-buffer-limit",
-        "pubsub 0 0 0",
-    ]
-    with running([*command.split(), *limits], answers(port), directory) as pid:
+    settings = directory / "redis.conf"
+    settings.write_text(
+        f"bind 127.0.0.1\nport {port}\ntcp-backlog {BACKLOG}\nmaxclients {MOST_CLIENTS}\n"
+        'save ""\nclient-output-buffer-limit pubsub 0 0 0\n'
+    )
+    with running(["redis-server", str(settings)], answers(port), directory) as pid:
         yield port, pid
 
 

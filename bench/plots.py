@@ -24,7 +24,7 @@ COLOURS = {
 
 def _save(axes: Axes, path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
-    axes.figure.savefig(path, dpi=110, bbox_inches="tight", metadata={"Software": None})
+    plt.savefig(path, dpi=110, bbox_inches="tight", metadata={"Software": None})
     plt.close()
 
 

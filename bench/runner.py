@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from bench import procfs
+from bench import peers, procfs
 from bench.cases import Case, Echo, Fanout, Idle, Ingest, Storm
-from bench.peers import BUILD, ROOT, BenchError, Peer, System, fed_pushd, free_port
+from bench.peers import ROOT, BenchError, Peer, System, fed_pushd, free_port
 from bench.wires import LINES, Wire, filler
 
 Figures = dict[str, float]
@@ -94,7 +94,7 @@ class Child:
 
 
 def _load(mode: str, port: int, wire: Wire, clients: int, size: int, *options: object) -> Child:
-    words: list[object] = [BUILD / "load", mode, "--port", port, "--clients", clients, *options]
+    words: list[object] = [peers.BUILD / "load", mode, "--port", port, "--clients", clients, *options]
     for name, value in (
         ("--hello", wire.hello),
         ("--ready", wire.ready),

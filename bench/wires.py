@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 CHANNEL = b"bench"
 STAMP_BYTES = 16
-"""Hex digits at the beginning of a payload: 6 for its number, 10 for the microsecond when it was published."""
+"""Hex digits at the beginning of a payload: 6 for its number, 10 for the microsecond of its stamp."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
@@ -21,7 +22,7 @@ SIZE = 40
 
 @pytest.fixture(scope="module", autouse=True)
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The programs in C, built where these tests alone use them."""
+    """Build the programs in C where these tests alone use them."""
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:
         pytest.skip("there is no C compiler here, which the load generator needs")
@@ -29,11 +30,19 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         pytest.skip("there is no redis-server on the PATH, which the benchmark compares with")
     build = tmp_path_factory.mktemp("bench")
     for name in ("load", "floor"):
-        command = [compiler, "-Wall", "-Wextra", "-Werror", "-O1", "-o", build / name, BENCH / f"{name}.c"]
+        command = [
+            compiler,
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            "-O1",
+            "-o",
+            str(build / name),
+            str(BENCH / f"{name}.c"),
+        ]
         subprocess.run(command, check=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(peers, "BUILD", build)
-        patch.setattr(runner, "BUILD", build)
         yield
 
 
@@ -41,13 +50,11 @@ def reported(sent: bytes, wire: Wire = LINES, messages: int = 4) -> dict[str, fl
     """Return what the generator says of one client that is sent some bytes, and then closed."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        words: list[object] = [runner.BUILD / "load", "receive", "--port", port, "--clients", 1]
-        words += ["--messages", messages, "--hello", wire.hello.hex(), "--ready", wire.ready.hex()]
+        words = [str(peers.BUILD / "load"), "receive", "--port", str(port), "--clients", "1"]
+        words += ["--messages", str(messages), "--hello", wire.hello.hex(), "--ready", wire.ready.hex()]
         words += ["--before", wire.before(SIZE).hex(), "--after", wire.after.hex()]
         words += ["--noise", wire.noise.hex(), "--filler", filler(SIZE).hex()]
-        with subprocess.Popen(
-            [str(word) for word in words], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        ) as load:
+        with subprocess.Popen(words, stdin=PIPE, stdout=PIPE) as load:
             client, _ = listener.accept()
             with client:
                 client.settimeout(TIMEOUT)
