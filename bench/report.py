@@ -13,8 +13,8 @@ from bench.targets import targets
 
 HOW_TO_READ = """\
 All systems run on one machine, one after the other, and so does the load: publisher and generator compete
-with the server for the cores, alike for all. Each figure is the median of {runs} runs; a round measures every case
-and peer once before the next begins.
+with the server for the cores, alike for all. Each figure is the median of {runs} runs; a round measures every
+case and peer once before the next begins.
 
 - Every delivery is counted, its number and all its bytes are checked, and its latency runs from the time in
   its payload to when the generator has read it. *Lost* is what did not arrive.

@@ -3,9 +3,11 @@
 import pytest
 from twisted.internet.task import Clock
 
+from pushd.chunks import SEND_BYTES
 from pushd.clients.line import LineFactory
 from pushd.encoders import encode_lines
-from pushd.hub import Hub
+from pushd.hub import STRIDE, Hub
+from pushd.log import FRAMING_BYTES
 from pushd.message import Batch, Topic
 from pushd.metrics import Metrics
 from pushd.sources.redis import RedisSubscriber
@@ -16,11 +18,21 @@ UPDATES = Topic(b"updates")
 CLIENTS = 500
 
 
+class CountingClock(Clock):
+    """A clock that stands still in a pass, and knows how often it was looked at."""
+
+    looks = 0
+
+    def seconds(self) -> float:
+        self.looks += 1
+        return super().seconds()
+
+
 class World:
     """Everything between a read from Redis and the sends to the clients."""
 
     def __init__(self) -> None:
-        self.clock = Clock()
+        self.clock = CountingClock()
         self.hub = Hub(self.clock, 1024**2, Metrics())
         for topic in TERMS.topics:
             self.hub.open(topic)
@@ -92,3 +104,30 @@ def test_a_lagging_client_costs_the_others_nothing() -> None:
     # One attempt to send, and one wish to be told of room: the 49 that came later asked nothing more.
     assert len(world.kernels[7].sends) == 1
     assert world.kernels[7].counting.registrations == 1
+
+
+def test_what_one_send_does_not_hold_is_encoded_once_for_all() -> None:
+    world = World()
+    payloads = [b"." * 1000] * 250
+    world.redis.dataReceived(published(payloads))
+    world.settle()
+    sends = [kernel.sends for kernel in world.kernels]
+    assert b"".join(sends[0]) == encode_lines(payloads)
+    units = -(-len(payloads) // (SEND_BYTES // (1000 + FRAMING_BYTES)))
+    assert len({id(frame) for frames in sends for frame in frames}) == units == 3
+    assert sum(map(len, sends)) == units * CLIENTS
+    assert sum(kernel.counting.registrations for kernel in world.kernels) == 0
+
+
+def test_a_pass_looks_at_the_clock_once_in_a_stride() -> None:
+    world = World()
+    clock = world.clock
+    assert isinstance(clock, CountingClock)
+    world.settle()
+    world.redis.dataReceived(published([b"one"]))
+    (call,) = clock.getDelayedCalls()
+    clock.looks = 0
+    call.func()
+    assert clock.looks <= CLIENTS // STRIDE + 2
+    call.cancel()
+    world.settle()
