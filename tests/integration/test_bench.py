@@ -58,6 +58,7 @@ def reported(sent: bytes, wire: Wire = LINES, messages: int = 4) -> dict[str, fl
             client, _ = listener.accept()
             with client:
                 client.settimeout(TIMEOUT)
+                assert client.recv(1024) == wire.hello
                 client.sendall(wire.ready)
                 assert load.stdout is not None
                 assert load.stdout.readline() == b"ready\n"
@@ -71,7 +72,7 @@ def frames(*numbers: int, wire: Wire = LINES) -> bytes:
     return b"".join(wire.before(SIZE) + payload(n, filler(SIZE)) + wire.after for n in numbers)
 
 
-@pytest.mark.parametrize("wire", [LINES, RESP, NATS, MQTT])
+@pytest.mark.parametrize("wire", [LINES, RESP, NATS, MQTT], ids=["lines", "RESP", "NATS", "MQTT"])
 def test_the_generator_counts_what_it_gets(wire: Wire) -> None:
     report = reported(frames(0, 1, wire=wire) + wire.noise + frames(2, 3, wire=wire), wire)
     assert report["received"] == 4
@@ -89,6 +90,7 @@ def test_the_generator_counts_what_it_gets(wire: Wire) -> None:
         (frames(0) + frames(1).replace(b"rabbit", b"rabbis") + frames(2, 3), 3, 1, 0, 1),
         (b"", 0, 4, 0, 0),
     ],
+    ids=["a gap", "out of order", "twice", "an early end", "damage", "nothing"],
 )
 def test_the_generator_sees_what_is_wrong(
     sent: bytes, received: int, missing: int, disordered: int, damaged: int
