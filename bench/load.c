@@ -67,6 +67,7 @@ static int greeted, finished, closed;
 static uint64_t received, missing, disordered, damaged, reads, failures;
 static uint64_t first = UINT64_MAX, last, slowest;
 static uint64_t histogram[64 * SPLIT];
+static struct rusage connected; /* what had been used when all were connected and greeted */
 
 static void fail(const char *what) {
     fprintf(stderr, "load: %s: %s\n", what, strerror(errno));
@@ -336,16 +337,21 @@ static void say(const char *line) {
     fflush(stdout);
 }
 
+static double cpu_seconds(const struct rusage *used) {
+    const struct timeval *user = &used->ru_utime, *system = &used->ru_stime;
+    return user->tv_sec + system->tv_sec + (user->tv_usec + system->tv_usec) / 1e6;
+}
+
 static void report(void) {
     struct rusage used;
     getrusage(RUSAGE_SELF, &used);
     uint64_t expected = (uint64_t)options.messages * (options.clients - options.stalled);
-    double cpu = used.ru_utime.tv_sec + used.ru_stime.tv_sec + (used.ru_utime.tv_usec + used.ru_stime.tv_usec) / 1e6;
+    double cpu = cpu_seconds(&used) - cpu_seconds(&connected);
     printf("{\"received\": %lu, \"missing\": %lu, \"disordered\": %lu, \"damaged\": %lu, \"closed\": %d, ",
            received, options.messages ? expected - received : missing, disordered, damaged, closed);
     printf("\"first_us\": %lu, \"last_us\": %lu, \"p50_us\": %.0f, \"p99_us\": %.0f, \"max_us\": %lu, ", first,
            last, quantile(0.50), quantile(0.99), slowest);
-    printf("\"reads\": %lu, \"refused\": %lu, \"sleeps\": %ld, \"cpu\": %.6f}\n", reads, failures, used.ru_nvcsw, cpu);
+    printf("\"reads\": %lu, \"sleeps\": %ld, \"cpu\": %.6f}\n", reads, used.ru_nvcsw - connected.ru_nvcsw, cpu);
     fflush(stdout);
 }
 
@@ -432,6 +438,7 @@ int main(int count, char **words) {
     }
     if (!run(all_greeted, receive))
         return 1;
+    getrusage(RUSAGE_SELF, &connected);
     say("ready");
     if (!strcmp(options.mode, "echo")) {
         for (int i = 0; i < options.pipeline; i++)
