@@ -293,6 +293,8 @@ static void serve(struct epoll_event *event, void (*handle)(struct client *)) {
         return;
     if (event->events & EPOLLOUT)
         greet(c);
+    else if (c->greeted && !c->reading)
+        gone(c); /* cut off; what lies in its buffer stays unread */
     else if (handle == notice || c->greeted)
         handle(c);
     else if (event->events & (EPOLLHUP | EPOLLERR))

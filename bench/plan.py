@@ -13,7 +13,7 @@ SPREAD_100 = Fanout("spread 100", 100, 20, rate=5)
 SPREAD_1000 = Fanout("spread 1000", 1000, 20, rate=5)
 WIDE = Fanout("wide", 10_000, 50, rate=5)
 SPARSE = Fanout("sparse", 10_000, 1, rate=1)
-BESIDE = Fanout("echo beside passes", 10_000, 100, rate=10, probed=True)
+BESIDE = Fanout("echo beside passes", 10_000, 50, rate=5, probed=True)
 READING = Fanout("all read", 1000, 5000, size=1024, rate=500, options=("--history", "1M"))
 STALLED = tuple(
     replace(READING, name=f"stalled, {slow}", stalled=100, options=(*READING.options, "--slow", slow))

@@ -83,7 +83,7 @@ TITLES = {
     "spread 1000": "1000 clients, 5 messages/s for 4 s",
     "wide": "10,000 clients, 5 messages/s for 10 s",
     "sparse": "10,000 clients, one message: *max* is when the last client has it",
-    "echo beside passes": "10,000 clients, 10 messages/s for 10 s, and one client whose echoes are timed",
+    "echo beside passes": "10,000 clients, 5 messages/s for 10 s, and one client whose echoes are timed",
     "all read": "1000 clients, 500 messages/s of 1 KiB for 10 s, `--history 1M`, to compare with",
     "stalled, disconnect": "the same, 100 of the clients never read, `--slow disconnect`; figures of the 900",
     "stalled, skip": "the same, `--slow skip`",
