@@ -34,9 +34,10 @@ class Child:
     """A process of the load, which prints what it has to say line by line, and ends when its input does."""
 
     def __init__(self, command: Sequence[object]) -> None:
-        self._words = [str(word) for word in command]
+        words = [str(word) for word in command]
+        self._name = " ".join(words[:3])
         self._process = subprocess.Popen(
-            self._words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def __enter__(self) -> Self:
@@ -83,13 +84,13 @@ class Child:
     def ready(self) -> None:
         """Return once it says that it is ready."""
         if (line := self.line(CONNECT_SECONDS)) != "ready":
-            raise BenchError(f"{' '.join(self._words)} is not ready, but says {line!r}")
+            raise BenchError(f"{self._name}: not ready within {CONNECT_SECONDS:g} s; it says {line!r}")
 
     def report(self, seconds: float) -> Any:
         """Return what it reports as JSON."""
         line = self.line(seconds)
         if not line.startswith("{"):
-            raise BenchError(f"{' '.join(self._words)} has nothing to report, but says {line!r}")
+            raise BenchError(f"{self._name}: no report within {seconds:g} s; it says {line!r}")
         return json.loads(line)
 
 

@@ -161,7 +161,7 @@ def test_a_server_that_does_not_start_is_said_with_what_it_printed(tmp_path: Pat
 
 def test_a_client_that_stalled_and_was_cut_off_counts_as_closed_only() -> None:
     # More than the kernel takes on both sides for a client that does not read, and then more than the log.
-    case = Fanout("", clients=4, messages=400, size=16384, window=20, stalled=1, options=("--history", "1M"))
+    case = Fanout("", clients=4, messages=400, size=16384, rate=400, stalled=1, options=("--history", "1M"))
     figures = runner.run(peers.PUSHD, case)
     assert figures["deliveries"] == 1200
     assert figures["closed"] == 1
