@@ -56,5 +56,6 @@ clean:
 	touch $@
 
 build/bench/%: bench/%.c
+	@command -v $(CC) >/dev/null || { echo "$(CC) is missing: the benchmark needs a C compiler (apt-get install gcc)"; exit 1; }
 	mkdir -p build/bench
 	$(CC) -O2 -Wall -Wextra -o $@ $<

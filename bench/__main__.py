@@ -2,13 +2,14 @@
 
 import argparse
 import json
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bench.cases import Case
-from bench.peers import BUILD, PEERS, ROOT, BenchError, Peer
+from bench.peers import BUILD, PEERS, PUSHD, ROOT, BenchError, Peer
 from bench.plan import FULL, QUICK
 from bench.plots import save_plots
 from bench.report import render
@@ -67,6 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     notes = [note for peer in PEERS if (note := peer.missing())]
     for note in notes:
         print(note, flush=True)
+    if note := PUSHD.missing():
+        sys.exit(f"bench: {note}")
     if options.render:
         save(Medians(load(options.render)), notes, to_files=True)
         return
@@ -85,5 +88,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     save(Medians(results), notes, to_files=not options.quick and not options.only)
 
 
+def _end(number: int, _: object) -> None:
+    """End as if by an exception, so that nothing which was started goes on."""
+    sys.exit(128 + number)
+
+
 if __name__ == "__main__":
+    for interruption in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(interruption, _end)
     main()
