@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import resource
 import signal
 import sys
 import time
@@ -9,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bench.cases import Case
-from bench.peers import BUILD, PEERS, PUSHD, ROOT, BenchError, Peer
+from bench.peers import BUILD, MOST_CLIENTS, PEERS, PUSHD, ROOT, BenchError, Peer
 from bench.plan import FULL, QUICK
 from bench.plots import save_plots
 from bench.report import render
@@ -18,6 +19,8 @@ from bench.runner import run
 
 RAW = BUILD / "results.jsonl"
 """Every single run, as it was measured."""
+
+INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 RESULTS = ROOT / "bench" / "RESULTS.md"
 
@@ -35,6 +38,7 @@ def measured(plan: Sequence[tuple[Case, Sequence[Peer]]], runs: int) -> Iterator
                     figures, problem = run(peer, case), None
                 except BenchError as error:
                     figures, problem = {}, str(error).splitlines()[0]
+                    print(error, file=sys.stderr)
                 took = time.monotonic() - start
                 done = problem or f"measured in {took:.0f} s"
                 print(f"round {number}, {case.name}, {peer.name}: {done}", flush=True)
@@ -68,11 +72,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     notes = [note for peer in PEERS if (note := peer.missing())]
     for note in notes:
         print(note, flush=True)
-    if note := PUSHD.missing():
-        sys.exit(f"bench: {note}")
     if options.render:
         save(Medians(load(options.render)), notes, to_files=True)
         return
+    if note := PUSHD.missing():
+        sys.exit(f"bench: {note}")
+    if not (BUILD / "load").exists():
+        sys.exit("bench: the load generator is not built; say make bench, or make bench-quick")
+    _allow_descriptors()
     plan = QUICK if options.quick else FULL
     if options.only:
         known = [case.name for case, _ in plan]
@@ -80,20 +87,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.exit(f"bench: no case {', '.join(unknown)}; there are: {', '.join(known)}")
         plan = tuple(entry for entry in plan if entry[0].name in options.only)
     results: list[Result] = []
-    with RAW.open("w") as raw:
+    whole = not options.quick and not options.only
+    with (RAW if whole else RAW.with_name("trial.jsonl")).open("w") as raw:
         for result in measured(plan, options.runs or (1 if options.quick else 3)):
             results.append(result)
             raw.write(json.dumps(result.as_json()) + "\n")
             raw.flush()
-    save(Medians(results), notes, to_files=not options.quick and not options.only)
+    save(Medians(results), notes, to_files=whole)
+
+
+def _allow_descriptors() -> None:
+    """Let this process and its children open as many files as there are clients in the largest case."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < MOST_CLIENTS + 100:
+        sys.exit(f"bench: at most {hard} open files are allowed here; {MOST_CLIENTS + 100} are needed")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _end(number: int, _: object) -> None:
-    """End as if by an exception, so that nothing which was started goes on."""
+    """End as if by an exception, once, so that nothing which was started goes on."""
+    for interruption in INTERRUPTIONS:
+        signal.signal(interruption, signal.SIG_IGN)
     sys.exit(128 + number)
 
 
 if __name__ == "__main__":
-    for interruption in (signal.SIGINT, signal.SIGTERM):
+    for interruption in INTERRUPTIONS:
         signal.signal(interruption, _end)
     main()

@@ -1,4 +1,4 @@
-"""What one would write first: a LineReceiver that echoes, a set of clients, and a transport.write for each.
+"""What one would write first: a LineReceiver that echoes, a set of clients, and a sendLine for each.
 
 python -m bench.naive_twisted LISTEN_PORT REDIS_PORT CHANNEL
 """

@@ -1,10 +1,11 @@
 """What Linux knows of processes: see proc(5)."""
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-PAGE_BYTES = 4096
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 def cpu_seconds(pids: Sequence[int]) -> float:

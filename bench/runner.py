@@ -7,23 +7,30 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from bench import peers, procfs
 from bench.cases import Case, Echo, Fanout, Idle, Ingest, Storm
 from bench.peers import ROOT, BenchError, Peer, System, fed_pushd, free_port
-from bench.wires import LINES, Wire, filler
+from bench.wires import LINES, STAMP_MASK, Wire, filler
 
 Figures = dict[str, float]
 """What a run measured, by name; the unit is the end of the name where it has one."""
 
 CONNECT_SECONDS = 120.0
 FINISH_SECONDS = 60.0
-"""How long deliveries may take after the last message was published."""
+"""How long publishing may take, and how long the last deliveries may take after it."""
 
-SETTLE_SECONDS = 1.0
-"""What a system gets to calm down in, between connecting its clients and the first message."""
+GRACE_SECONDS = 10.0
+"""How long a process of the load may take to end when its input has ended."""
+
+SETTLE_SECONDS = 3.0
+"""What a system gets to calm down in, between connecting its clients and the first message.
+
+NATS pings each client two seconds after it has connected.
+"""
 
 STORM_BYTES = 100
 STORM_RATE = 5
@@ -35,7 +42,7 @@ class Child:
 
     def __init__(self, command: Sequence[object]) -> None:
         words = [str(word) for word in command]
-        self._name = " ".join(words[:3])
+        self._name = " ".join([Path(words[0]).name, *words[1:3]])
         self._process = subprocess.Popen(
             words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -46,11 +53,15 @@ class Child:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.end_input()
         try:
-            self._process.wait(FINISH_SECONDS)
+            if kind is None:
+                self.end_input()
+                self._process.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired as late:
+            raise BenchError(f"{self._name} does not end") from late
         finally:
             self._process.kill()
+            self.end_input()
             self._process.wait()
             assert self._process.stdout is not None
             self._process.stdout.close()
@@ -72,14 +83,22 @@ class Child:
             self._process.stdin.close()
 
     def line(self, seconds: float) -> str:
-        """Return the next line that it prints; after so many seconds its input ends, so that it reports."""
+        """Return the next line that it prints.
+
+        After so many seconds its input ends, so that it reports; if it does not, it is killed.
+        """
         assert self._process.stdout is not None
-        timer = threading.Timer(seconds, self.end_input)
-        timer.start()
+        timers = [
+            threading.Timer(seconds, self.end_input),
+            threading.Timer(seconds + GRACE_SECONDS, self.close),
+        ]
+        for timer in timers:
+            timer.start()
         try:
             return self._process.stdout.readline().strip()
         finally:
-            timer.cancel()
+            for timer in timers:
+                timer.cancel()
 
     def ready(self) -> None:
         """Return once it says that it is ready."""
@@ -138,11 +157,14 @@ class Usage:
 
 def _received(report: dict[str, float], start_us: float) -> Figures:
     """Return the figures of a generator's report."""
-    seconds = (report["last_us"] - start_us) / 1e6
+    if not report["received"]:
+        raise BenchError("nothing was received")
+    if wrong := report["disordered"] + report["damaged"]:
+        raise BenchError(f"{wrong:.0f} messages came damaged, twice or out of order")
+    seconds = ((int(report["last_us"]) - int(start_us)) & STAMP_MASK) / 1e6
     return {
         "deliveries": report["received"],
         "lost": report["missing"],
-        "wrong": report["disordered"] + report["damaged"],
         "closed": report["closed"],
         "seconds": seconds,
         "per_second": report["received"] / seconds,
@@ -150,7 +172,6 @@ def _received(report: dict[str, float], start_us: float) -> Figures:
         "p99_ms": report["p99_us"] / 1000,
         "max_ms": report["max_us"] / 1000,
         "generator_cpu_s": report["cpu"],
-        "generator_sleeps": report["sleeps"],
         "generator_busy": report["cpu"] / seconds,
     }
 
@@ -173,8 +194,8 @@ def run_fanout(peer: Peer, case: Fanout) -> Figures:
             published = publisher.report(FINISH_SECONDS)
         report = load.report(FINISH_SECONDS)
         figures = usage.figures() | _received(report, published["start_us"])
+        figures["publisher_busy"] = published["cpu"] / published["seconds"]
         figures["late_ms"] = published["late_ms"]
-        figures["messages"] = messages
         figures["cpu_per_delivery_us"] = 1e6 * figures["server_cpu_s"] / figures["deliveries"]
         figures["cpu_per_message_ms"] = 1e3 * figures["server_cpu_s"] / messages
         return figures | (_probed(prober) if prober else {})
@@ -201,7 +222,8 @@ def run_ingest(peer: Peer, case: Ingest) -> Figures:
         else:
             feeder = stack.enter_context(_publisher(peer, system, case.messages, case.size))
         published = feeder.report(FINISH_SECONDS)
-        figures = usage.figures() | _received(load.report(FINISH_SECONDS), published["start_us"])
+        report = load.report(FINISH_SECONDS)
+        figures = usage.figures() | _received(report, published["start_us"])
         figures["published_per_second"] = case.messages / published["seconds"]
         return figures
 
@@ -240,7 +262,6 @@ def run_storm(peer: Peer, case: Storm) -> Figures:
             | {
                 "joined_s": joined["all_us"] / 1e6,
                 "returned_s": returned["all_us"] / 1e6,
-                "closed": joined["closed"] + returned["closed"],
                 "refused": returned["refused"],
             }
         )
@@ -286,5 +307,8 @@ RUNNERS: dict[type[Case], Callable[[Peer, Any], Figures]] = {
 
 
 def run(peer: Peer, case: Case) -> Figures:
-    """Measure a case once."""
-    return RUNNERS[type(case)](peer, case)
+    """Measure a case once; whatever goes wrong with a process is a BenchError."""
+    try:
+        return RUNNERS[type(case)](peer, case)
+    except OSError as error:
+        raise BenchError(f"a process ended early: {error}") from error

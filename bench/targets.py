@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bench.results import Medians
+from pushd.chunks import SEND_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +83,12 @@ def targets(medians: Medians) -> Iterator[Target]:
         stalled = medians.get(f"stalled, {slow}", "pushd", "p99_ms")
         yield _at_most(f"stalled, {slow}: p99, of all read", 1.2, _ratio(stalled, quiet))
         growth = medians.get(f"stalled, {slow}", "pushd", "rss_growth_bytes")
-        bound = (1024**2 + 100 * 96 * 1024) / 1e6
+        bound = (1024**2 + 100 * SEND_BYTES) / 1e6
         yield _at_most(f"stalled, {slow}: memory grown", bound, growth and growth / 1e6, " MB")
     yield _at_most("storm, until all return, of NATS", 1, ratio("storm", "returned_s", "NATS"))
-    beside = medians.get("echo beside passes", "pushd", "echo_p99_ms")
-    yield _at_most("echo beside passes, p99", 20, beside, " ms")
+    # The slowest, not p99: between passes an echo waits for nothing.
+    beside = medians.get("echo beside passes", "pushd", "echo_max_ms")
+    yield _at_most("echo beside passes, the slowest", 20, beside, " ms")
     idle = medians.get("idle", "pushd", "bytes_per_client")
     yield _at_most("idle, memory of a client", 2048, idle, " B")
     fit = pass_costs(medians)

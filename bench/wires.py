@@ -6,6 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 CHANNEL = b"bench"
+STAMP_MASK = 0xFFFFFFFFFF
+"""Stamps count microseconds in 40 bits: they wrap around after twelve days."""
+
 STAMP_BYTES = 16
 """Hex digits at the beginning of a payload: 6 for its number, 10 for the microsecond of its stamp."""
 
@@ -138,7 +141,7 @@ def filler(size: int) -> bytes:
 
 def micros() -> int:
     """Return the time as payloads carry it: 40 bits of the microseconds of the monotonic clock."""
-    return time.monotonic_ns() // 1000 & 0xFFFFFFFFFF
+    return time.monotonic_ns() // 1000 & STAMP_MASK
 
 
 def payload(number: int, rest: bytes) -> bytes:

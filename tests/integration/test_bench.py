@@ -108,7 +108,7 @@ def test_every_peer_delivers_everything(peer: peers.Peer) -> None:
         pytest.importorskip("tornado", reason="Tornado comes with pushd[bench], which is not installed")
     figures = runner.run(peer, Fanout("", clients=20, messages=100, window=50))
     assert figures["deliveries"] == 2000
-    assert figures["lost"] == figures["wrong"] == figures["closed"] == 0
+    assert figures["lost"] == figures["closed"] == 0
     assert figures["server_cpu_s"] > 0
     assert figures["p99_ms"] >= figures["p50_ms"] > 0
 
@@ -125,12 +125,12 @@ def test_clients_that_stall_are_left_out_of_the_figures() -> None:
 def test_an_ingest_loses_nothing(fed: bool) -> None:
     figures = runner.run(peers.PUSHD, Ingest("", messages=20_000, fed=fed))
     assert figures["deliveries"] == 20_000
-    assert figures["lost"] == figures["wrong"] == 0
+    assert figures["lost"] == 0
 
 
 def test_all_return_after_a_storm() -> None:
     figures = runner.run(peers.PUSHD, Storm("", clients=50))
-    assert figures["closed"] == 0
+    assert figures["refused"] == 0
     assert figures["joined_s"] > 0
     assert figures["returned_s"] > 0
 
@@ -138,7 +138,6 @@ def test_all_return_after_a_storm() -> None:
 def test_echoes_are_counted() -> None:
     figures = runner.run(peers.PUSHD, Echo("", clients=3, pipeline=10, seconds=0.1))
     assert figures["deliveries"] >= 30
-    assert figures["wrong"] == 0
 
 
 def test_idle_clients_are_weighed() -> None:
@@ -165,4 +164,4 @@ def test_a_client_that_stalled_and_was_cut_off_counts_as_closed_only() -> None:
     figures = runner.run(peers.PUSHD, case)
     assert figures["deliveries"] == 1200
     assert figures["closed"] == 1
-    assert figures["lost"] == figures["wrong"] == 0
+    assert figures["lost"] == 0
