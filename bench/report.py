@@ -26,9 +26,9 @@ case and peer once before the next begins.
   need milliseconds for each message get 250 messages instead of 5000.
 - The generator looks at its sockets every 0.2 ms, not at once: loopback makes a sender pay for waking it.
 - The floor sends what one read from Redis brought, up to 64 KiB of it; pushd sends up to 96 KiB.
-- Limits are lifted where they would end the comparison: the number of clients, the output that Redis keeps for
-  a subscriber, the messages that Mosquitto queues. Redis and Mosquitto keep nothing on disk; Mosquitto sets
-  TCP_NODELAY. All but NATS and Mosquitto, which have no option for it, let 4096 connections wait to be accepted.
+- Limits are lifted where they would end the comparison: the number of clients, the output that Redis keeps
+  for a subscriber, the messages that Mosquitto queues. Redis and Mosquitto keep nothing on disk; Mosquitto
+  sets TCP_NODELAY. All but NATS and Mosquitto, which have no option for it, let 4096 connections wait.
 """
 
 FANOUT = (

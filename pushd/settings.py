@@ -13,8 +13,11 @@ DEFAULT_REDIS_PORT = 6379
 """The port that Redis's documents call the default."""
 
 
-BACKLOG = 4096
-"""Connections that may wait to be accepted, where a port is given as a number."""
+BACKLOG = 65535
+"""Connections that may wait to be accepted, where a port is given as a number: see listen(2).
+
+The kernel caps it at net.core.somaxconn, which so is the only limit that has to be raised.
+"""
 
 
 class SlowPolicy(Enum):

@@ -30,7 +30,7 @@ from pushd.settings import Embedded, Redis, Settings, SlowPolicy, parse_source
         (settings.parse_history, "2000000", 2_000_000),
         (settings.parse_send_buffer, "256K", 256 * 1024),
         (settings.parse_max_line, "1", 1),
-        (settings.parse_endpoint, "8888", "tcp:8888:backlog=4096"),
+        (settings.parse_endpoint, "8888", "tcp:8888:backlog=65535"),
         (settings.parse_endpoint, "tcp:8888:interface=127.0.0.1", "tcp:8888:interface=127.0.0.1"),
         (settings.parse_endpoint, "unix:/run/pushd/socket", "unix:/run/pushd/socket"),
     ],
@@ -155,7 +155,7 @@ def refusal(parse: Callable[[str], Any], text: str) -> str:
 
 def test_defaults_are_those_of_the_documents() -> None:
     assert Settings() == Settings(
-        endpoints=("tcp:8888:backlog=4096",),
+        endpoints=("tcp:8888:backlog=65535",),
         topics=(),
         source=Redis(host="localhost", port=6379),
         slow=SlowPolicy.DISCONNECT,

@@ -42,7 +42,7 @@ def test_every_option_is_read() -> None:
         " --max-line 1K --max-clients 100 --max-clients-per-ip 2 --idle-timeout 90 --drain 0.5 --debug"
     )
     assert parse(*words.split()) == Settings(
-        endpoints=("tcp:8888:backlog=4096", "unix:/run/pushd/socket"),
+        endpoints=("tcp:8888:backlog=65535", "unix:/run/pushd/socket"),
         topics=(Topic(b"updates"), Topic(b"alerts"), Topic(b"news.*", is_pattern=True)),
         source=Redis(host="redis.example", port=6380),
         slow=SlowPolicy.SKIP,
