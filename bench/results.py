@@ -34,7 +34,7 @@ class Medians:
                 self.problems.append(f"{result.case}, {result.peer}: {result.problem}")
             else:
                 runs[result.case, result.peer].append(result.figures)
-        self.runs = max(map(len, runs.values()), default=0)
+        self.runs = " or ".join(str(count) for count in sorted({len(done) for done in runs.values()}))
         self._figures = {
             key: {name: statistics.median(run[name] for run in done) for name in done[0]}
             for key, done in runs.items()
