@@ -192,7 +192,7 @@ def render(medians: Medians, notes: Sequence[str]) -> str:
 
 def _lines(medians: Medians, notes: Sequence[str]) -> Iterator[str]:
     yield "# What was measured\n"
-    yield "[docs/performance.md](../docs/performance.md) says how these figures came about, and why they are so.\n"
+    yield "[docs/performance.md](../docs/performance.md) says how these figures came about.\n"
     yield from _machine()
     yield ""
     yield HOW_TO_READ.format(runs=medians.runs)
