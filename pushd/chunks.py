@@ -11,15 +11,23 @@ SHARED_CHUNKS = 8
 
 
 class Chunk:
-    """The messages after a cursor: one send, of whole frames, at least one."""
+    """The messages after a cursor, or the source gap there: one send, of whole frames.
 
-    __slots__ = ("cut", "data", "end", "written")
+    There is nothing to send of a source gap in a wire format that cannot say it.
+    """
 
-    def __init__(self, log: Log, cursor: int, encode: Encoder) -> None:
-        payloads = log.read(cursor, SEND_BYTES)
-        self.data = encode(payloads)
-        self.end = cursor + len(payloads)  # the cursor of who has been sent it
+    __slots__ = ("cut", "data", "end", "gaps", "written")
+
+    def __init__(self, log: Log, cursor: int, encoder: Encoder) -> None:
+        if gap := log.gap_after(cursor):
+            self.data = encoder.source_gap(gap)
+            self.end = cursor + 1  # the cursor of who has been sent it
+        else:
+            payloads = log.read(cursor, SEND_BYTES)
+            self.data = encoder.messages(payloads)
+            self.end = cursor + len(payloads)
         self.written = log.written_at(self.end)
+        self.gaps = log.gaps_at(self.end)
         self.cut = self.end < log.head  # more was there than one send holds
 
 
@@ -29,11 +37,11 @@ class Chunks:
     Puts itself into warm when it has encoded something, so that the memory can be given back.
     """
 
-    __slots__ = ("_chunks", "_encode", "_log", "_warm")
+    __slots__ = ("_chunks", "_encoder", "_log", "_warm")
 
-    def __init__(self, log: Log, encode: Encoder, warm: set["Chunks"]) -> None:
+    def __init__(self, log: Log, encoder: Encoder, warm: set["Chunks"]) -> None:
         self._log = log
-        self._encode = encode
+        self._encoder = encoder
         self._warm = warm
         self._chunks: dict[int, Chunk] = {}
 
@@ -44,7 +52,7 @@ class Chunks:
         """Return what comes after a cursor that is below the head, and not below the tail."""
         chunk = self._chunks.get(cursor)
         if chunk is None or (chunk.end != self._log.head and not chunk.cut):
-            chunk = self._chunks[cursor] = Chunk(self._log, cursor, self._encode)
+            chunk = self._chunks[cursor] = Chunk(self._log, cursor, self._encoder)
             self._warm.add(self)
             if len(self._chunks) > SHARED_CHUNKS:
                 del self._chunks[next(iter(self._chunks))]

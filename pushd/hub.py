@@ -10,7 +10,7 @@ from typing import Protocol
 from pushd.chunks import SEND_BYTES, Chunks
 from pushd.encoders import Encoder
 from pushd.log import FRAMING_BYTES, Log
-from pushd.message import Batch, Topic
+from pushd.message import Batch, SourceGap, Topic
 from pushd.metrics import Metrics
 from pushd.settings import SlowPolicy
 
@@ -72,7 +72,18 @@ class _Feed:
 class Subscription:
     """One client's place in one log. Made by ``Hub.subscribe``."""
 
-    __slots__ = ("active", "chunks", "cursor", "feed", "missed", "outlet", "policy", "written")
+    __slots__ = (
+        "_joined",
+        "active",
+        "chunks",
+        "cursor",
+        "feed",
+        "gaps",
+        "missed",
+        "outlet",
+        "policy",
+        "written",
+    )
 
     def __init__(self, feed: _Feed, chunks: Chunks, outlet: Outlet, policy: SlowPolicy, cursor: int) -> None:
         self.feed = feed
@@ -80,13 +91,19 @@ class Subscription:
         self.outlet = outlet
         self.policy = policy
         self.active = True
-        self.missed = 0  # messages in gaps so far
+        self.missed = 0  # messages in counted gaps so far
         self.cursor = cursor
         self.written = feed.log.written_at(cursor)  # bytes of payload up to the cursor
+        self.gaps = self._joined = feed.log.gaps_at(cursor)  # source gaps of the log up to the cursor
+
+    @property
+    def source_gaps(self) -> int:
+        """How many source gaps have come since this subscription began."""
+        return self.gaps - self._joined
 
     @property
     def behind(self) -> int:
-        """How many messages the log has had that this subscription has neither been sent nor missed."""
+        """How many messages and source gaps the log has that this subscription has neither got nor missed."""
         return self.feed.log.head - self.cursor
 
 
@@ -122,20 +139,28 @@ class Hub:
         written = feed.log.written
         feed.log.append(batch.payloads)
         self._metrics.messages += len(batch.payloads)
+        self._metrics.batches += 1
         self._grown[feed] = None
         self._schedule()
         self._backlog += feed.log.written - written + FRAMING_BYTES * len(batch.payloads)
         self._hold_source(self._backlog > SEND_BYTES)
 
+    def interrupt(self, topic: Topic, gap: SourceGap) -> None:
+        """Record, behind what has been published so far, that messages of a topic may be missing."""
+        feed = self._feeds[topic]
+        feed.log.append_gap(gap)
+        self._metrics.source_gaps += 1
+        self._grown[feed] = None
+        self._schedule()
+
     def subscribe(
-        self, topic: Topic, outlet: Outlet, encode: Encoder, policy: SlowPolicy, replay: int = 0
+        self, topic: Topic, outlet: Outlet, encoder: Encoder, policy: SlowPolicy, replay: int = 0
     ) -> Subscription:
         """Send an outlet what comes from now on, after the last replay messages that the log still holds."""
         feed = self._feeds[topic]
-        if encode not in feed.chunks:
-            feed.chunks[encode] = Chunks(feed.log, encode, self._warm)
-        cursor = max(feed.log.tail, feed.log.head - replay)
-        subscription = Subscription(feed, feed.chunks[encode], outlet, policy, cursor)
+        if encoder not in feed.chunks:
+            feed.chunks[encoder] = Chunks(feed.log, encoder, self._warm)
+        subscription = Subscription(feed, feed.chunks[encoder], outlet, policy, feed.log.back(replay))
         feed.subscriptions[subscription] = None
         self._catch_up(subscription)
         return subscription
@@ -216,7 +241,9 @@ class Hub:
                 chunk = subscription.chunks.read(cursor)
                 subscription.cursor = chunk.end
                 subscription.written = chunk.written
-                subscription.outlet.send(chunk.data)
+                subscription.gaps = chunk.gaps
+                if chunk.data:
+                    subscription.outlet.send(chunk.data)
                 if chunk.cut:
                     self._catch_up(subscription)
         except Exception:
@@ -236,22 +263,25 @@ class Hub:
 
     def _cut_off(self, subscription: Subscription) -> None:
         log = subscription.feed.log
-        messages, size = subscription.behind, log.written - subscription.written
+        missed, size = subscription.missed, log.written - subscription.written
         self.abandon(subscription)
         self._metrics.slow_disconnects += 1
-        subscription.outlet.overrun(subscription.feed.topic, messages, size)
+        subscription.outlet.overrun(subscription.feed.topic, subscription.missed - missed, size)
 
     def _skip_to_newest(self, subscription: Subscription) -> None:
-        if subscription.behind > 1:
-            self._skip(subscription, subscription.feed.log.head - 1)
+        if subscription.cursor < (newest := subscription.feed.log.newest):
+            self._skip(subscription, newest)
 
     def _skip(self, subscription: Subscription, cursor: int) -> None:
         """Move a cursor forward, and count what it leaves out."""
-        missed = cursor - subscription.cursor
+        log = subscription.feed.log
+        gaps = log.gaps_at(cursor)
+        missed = cursor - subscription.cursor - (gaps - subscription.gaps)
         subscription.missed += missed
         self._metrics.missed += missed
         subscription.cursor = cursor
-        subscription.written = subscription.feed.log.written_at(cursor)
+        subscription.gaps = gaps
+        subscription.written = log.written_at(cursor)
 
     def _cool(self) -> None:
         """Give back the memory of encoded chunks while there is nothing to send."""

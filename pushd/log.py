@@ -1,9 +1,11 @@
-"""The bounded log: the newest messages of one topic, numbered without holes."""
+"""The bounded log: the newest messages of one topic, and the places where some may be missing."""
 
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import islice
+
+from pushd.message import SourceGap
 
 SEGMENT_BYTES = 64 * 1024
 """Messages are kept, and evicted, in segments of this size, or of a sixteenth of a small log."""
@@ -16,57 +18,95 @@ FRAMING_BYTES = 8
 
 
 class _Segment:
-    __slots__ = ("cost", "payloads", "start", "written")
+    """Some messages in a row; or one source gap, which is never with messages."""
 
-    def __init__(self, start: int, written: int) -> None:
+    __slots__ = ("cost", "gap", "gaps", "payloads", "start", "written")
+
+    def __init__(self, start: int, written: int, gaps: int, gap: SourceGap | None = None) -> None:
         self.start = start
         self.written = written
+        self.gaps = gaps  # before this segment
+        self.gap = gap
         self.payloads: list[bytes] = []
-        self.cost = 0
+        self.cost = 0 if gap is None else MESSAGE_OVERHEAD
 
 
 class Log:
-    """A sequence of messages that evicts the oldest when it grows above its limit.
+    """A sequence of entries, messages and source gaps, that evicts the oldest when it grows above its limit.
 
-    A message's offset is its number, from 1. A cursor is the offset of the last message that a reader has
-    had: 0 before the first. Every message after a cursor can be read as long as ``tail <= cursor <= head``.
+    A cursor says how many entries, from the very first, a reader has had: 0 before the first. Every entry after
+    a cursor can be read as long as ``tail <= cursor <= head``.
 
     The limit is in bytes; a message counts its payload and MESSAGE_OVERHEAD. What came last, one batch or up
     to one segment, is kept even where it alone is larger: a reader that keeps up never loses anything.
     """
 
-    __slots__ = ("_cost", "_limit", "_segment_bytes", "_segments", "head", "tail", "written")
+    __slots__ = (
+        "_cost",
+        "_limit",
+        "_newest",
+        "_segment_bytes",
+        "_segments",
+        "gaps",
+        "head",
+        "tail",
+        "written",
+    )
 
     def __init__(self, limit: int) -> None:
-        self.head = 0  # the offset of the newest message
+        self.head = 0  # the cursor after the newest entry
         self.tail = 0  # the oldest cursor from which nothing is missing
         self.written = 0  # bytes of payload of all messages up to the head, evicted ones too
+        self.gaps = 0  # source gaps up to the head, evicted ones too
+        self._newest = 0
         self._limit = limit
         self._segment_bytes = min(SEGMENT_BYTES, limit // 16)
         self._cost = 0
-        self._segments = deque([_Segment(0, 0)])
+        self._segments = deque([_Segment(0, 0, 0)])
+
+    @property
+    def newest(self) -> int:
+        """The cursor before the newest message, or where that is not kept, before all that is."""
+        return max(self._newest, self.tail)
 
     def append(self, payloads: Sequence[bytes]) -> None:
         """Add one batch, and evict what the limit no longer allows."""
         size = sum(map(len, payloads))
         cost = size + MESSAGE_OVERHEAD * len(payloads)
         newest = self._segments[-1]
-        if newest.payloads and newest.cost + cost > self._segment_bytes:
-            newest = _Segment(self.head, self.written)
+        if newest.gap or (newest.payloads and newest.cost + cost > self._segment_bytes):
+            newest = _Segment(self.head, self.written, self.gaps)
             self._segments.append(newest)
         newest.payloads += payloads
         newest.cost += cost
         self.head += len(payloads)
         self.written += size
+        self._newest = self.head - 1
         self._cost += cost
+        self._evict()
+
+    def append_gap(self, gap: SourceGap) -> None:
+        """Add a source gap at this place."""
+        self._segments.append(_Segment(self.head, self.written, self.gaps, gap))
+        self.head += 1
+        self.gaps += 1
+        self._cost += MESSAGE_OVERHEAD
+        self._evict()
+
+    def _evict(self) -> None:
         while self._cost > self._limit and len(self._segments) > 1:
             self._cost -= self._segments.popleft().cost
             self.tail = self._segments[0].start
 
-    def read(self, cursor: int, limit: int) -> list[bytes]:
-        """Return the messages after a cursor: as many as fit into limit bytes, at least one if there is one.
+    def gap_after(self, cursor: int) -> SourceGap | None:
+        """Return the source gap that is the next entry after a cursor, if it is one."""
+        return None if cursor == self.head else self._segments[self._index(cursor)].gap
 
-        The cursor must not be below the tail: what is missing there is for the caller to say.
+    def read(self, cursor: int, limit: int) -> list[bytes]:
+        """Return the messages after a cursor, up to a source gap: as many as fit into limit bytes, at least one.
+
+        There are none at the head, and before a source gap. The cursor must not be below the tail: what is
+        missing there is for the caller to say.
         """
         taken: list[bytes] = []
         for payload in self._after(cursor):
@@ -75,6 +115,20 @@ class Log:
                 break
             taken.append(payload)
         return taken
+
+    def back(self, messages: int) -> int:
+        """Return the cursor that so many messages come after, or as many as are kept."""
+        if not messages:
+            return self.head
+        for segment in reversed(self._segments):
+            if messages <= len(segment.payloads):
+                return segment.start + len(segment.payloads) - messages
+            messages -= len(segment.payloads)
+        return self.tail
+
+    def gaps_at(self, cursor: int) -> int:
+        """Return the number of source gaps up to a cursor that is not below the tail."""
+        return self.gaps if cursor == self.head else self._segments[self._index(cursor)].gaps
 
     def written_at(self, cursor: int) -> int:
         """Return the bytes of payload of all messages up to a cursor that is not below the tail."""
@@ -90,4 +144,6 @@ class Log:
         first = self._index(cursor)
         for index in range(first, len(self._segments)):
             segment = self._segments[index]
+            if segment.gap:
+                return
             yield from islice(segment.payloads, max(0, cursor - segment.start), None)

@@ -1,21 +1,30 @@
 """The values that travel from a source to the hub."""
 
 from dataclasses import dataclass
+from enum import Enum
+
+
+class Kind(Enum):
+    """What a topic's name means to Redis."""
+
+    CHANNEL = "channel"
+    PATTERN = "pattern"
+    SHARD = "shard channel"  # of sharded Pub/Sub, in a cluster
 
 
 @dataclass(frozen=True, slots=True)
 class Topic:
     """What a log is kept of: one channel, or all channels that match one pattern.
 
-    The name is bytes, as in Redis; a channel and a pattern of one name are different topics.
+    The name is bytes, as in Redis; topics of one name and different kinds are different topics.
     """
 
     name: bytes
-    is_pattern: bool = False
+    kind: Kind = Kind.CHANNEL
 
     def __str__(self) -> str:
         quoted = f'"{self.name.decode("utf-8", "backslashreplace")}"'
-        return f"pattern {quoted}" if self.is_pattern else quoted
+        return quoted if self.kind is Kind.CHANNEL else f"{self.kind.value} {quoted}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,3 +33,14 @@ class Batch:
 
     topic: Topic
     payloads: list[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceGap:
+    """A time in which messages of a topic may have been published that pushd was not given; unknown how many.
+
+    In seconds since 1970. It begins with the last sign of life, which is before the loss was noticed.
+    """
+
+    since: float
+    until: float

@@ -11,7 +11,7 @@ from twisted.python import usage
 
 from pushd import __version__
 from pushd.errors import SettingsError
-from pushd.message import Topic
+from pushd.message import Kind, Topic
 from pushd.settings import (
     Embedded,
     Redis,
@@ -111,7 +111,7 @@ class Options(usage.Options):
 
     def opt_pattern(self, value: str) -> None:
         """Give every client the channels that match this pattern, such as news.*. Repeatable."""
-        self._topics.append(Topic(os.fsencode(value), is_pattern=True))
+        self._topics.append(Topic(os.fsencode(value), Kind.PATTERN))
 
     def opt_version(self) -> None:
         """Display the version of pushd and exit."""

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import pytest
 
 from pushd.chunks import SEND_BYTES, SHARED_CHUNKS, Chunks
-from pushd.encoders import encode_lines
+from pushd.encoders import Encoder, encode_lines
 from pushd.log import FRAMING_BYTES, Log
+from pushd.message import SourceGap
 
 
 class World:
@@ -16,7 +17,7 @@ class World:
         self.log = Log(1024**2)
         self.encodings = 0
         self.warm: set[Chunks] = set()
-        self.chunks = Chunks(self.log, self.encode, self.warm)
+        self.chunks = Chunks(self.log, Encoder(self.encode, lambda gap: b"gap %d\r\n" % gap.until), self.warm)
 
     def encode(self, payloads: Sequence[bytes]) -> bytes:
         self.encodings += 1
@@ -68,3 +69,16 @@ def test_memory_can_be_given_back(world: World) -> None:
     assert world.warm == {world.chunks}
     world.chunks.clear()
     assert len(world.chunks) == 0
+
+
+def test_a_source_gap_is_a_chunk_of_its_own_in_order_with_messages(world: World) -> None:
+    world.log.append([b"one"])
+    world.log.append_gap(SourceGap(1, 2))
+    world.log.append([b"two"])
+    chunks = [world.chunks.read(cursor) for cursor in range(3)]
+    assert [(chunk.data, chunk.end, chunk.gaps, chunk.cut) for chunk in chunks] == [
+        (b"one\r\n", 1, 0, True),
+        (b"gap 2\r\n", 2, 1, True),
+        (b"two\r\n", 3, 1, False),
+    ]
+    assert [chunk.written for chunk in chunks] == [3, 3, 6]

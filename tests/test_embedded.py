@@ -15,7 +15,7 @@ from twisted.internet.testing import StringTransport
 from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 from zope.interface import directlyProvides
 
-from pushd.message import Batch, Topic
+from pushd.message import Batch, Kind, Topic
 from pushd.sources.commands import MAX_NAME, MAX_SUBSCRIPTIONS
 from pushd.sources.embedded import MAX_UNREAD, BrokerFactory, BrokerProtocol
 from pushd.sources.resp import array, bulk
@@ -23,7 +23,7 @@ from pushd.sources.resp import array, bulk
 Logged = Callable[[], list[str]]
 
 UPDATES = Topic(b"updates")
-NEWS = Topic(b"news.*", is_pattern=True)
+NEWS = Topic(b"news.*", Kind.PATTERN)
 
 
 def command(*words: bytes) -> bytes:
@@ -158,9 +158,7 @@ class TestDelivery:
         assert client.replies() == [1, 1, 0, 1, 1]
 
     def test_all_topics_that_match(self) -> None:
-        broker = Broker(
-            UPDATES, Topic(b"up*", is_pattern=True), Topic(b"up*"), Topic(b"updates", is_pattern=True)
-        )
+        broker = Broker(UPDATES, Topic(b"up*", Kind.PATTERN), Topic(b"up*"), Topic(b"updates", Kind.PATTERN))
         client = broker.connect()
         assert client.ask(b"PUBLISH updates x") == b":3\r\n"
         assert client.ask(b"PUBLISH up* x") == b":2\r\n"

@@ -9,21 +9,24 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from twisted.internet.task import Clock
 
 from pushd.chunks import SEND_BYTES
-from pushd.encoders import encode_lines
+from pushd.encoders import LINES, Encoder, encode_lines
 from pushd.hub import SLICE_SECONDS, STRIDE, Hub, Subscription
-from pushd.message import Batch, Topic
+from pushd.message import Batch, Kind, SourceGap, Topic
 from pushd.metrics import Metrics
 from pushd.settings import SlowPolicy
 from tests.clients import RecordingOutlet
 
 UPDATES = Topic(b"updates")
-NEWS = Topic(b"news.*", is_pattern=True)
+NEWS = Topic(b"news.*", Kind.PATTERN)
+
+SHOWING_GAPS = Encoder(encode_lines, lambda gap: b"gap%d\r\n" % gap.until)
 
 
 class World:
     """A hub with a clock, and clients on it."""
 
-    def __init__(self, history: int = 1024**2) -> None:
+    def __init__(self, history: int = 1024**2, encoder: Encoder = LINES) -> None:
+        self.encoder = encoder
         self.clock = Clock()
         self.metrics = Metrics()
         self.hub = Hub(self.clock, history, self.metrics)
@@ -34,7 +37,7 @@ class World:
         self, policy: SlowPolicy = SlowPolicy.DISCONNECT, *, topic: Topic = UPDATES, replay: int = 0
     ) -> tuple[RecordingOutlet, Subscription]:
         outlet = RecordingOutlet()
-        return outlet, self.hub.subscribe(topic, outlet, encode_lines, policy, replay)
+        return outlet, self.hub.subscribe(topic, outlet, self.encoder, policy, replay)
 
     def publish(self, *payloads: bytes, topic: Topic = UPDATES) -> None:
         self.hub.publish(Batch(topic, list(payloads)))
@@ -330,8 +333,9 @@ def test_chunks_are_encoded_once_for_each_place_and_given_back_when_idle(world: 
         encoded.append(len(payloads))
         return encode_lines(payloads)
 
+    encoder = Encoder(encode, LINES.source_gap)
     outlets = [RecordingOutlet() for _ in range(50)]
-    subscriptions = [world.hub.subscribe(UPDATES, o, encode, SlowPolicy.SKIP) for o in outlets]
+    subscriptions = [world.hub.subscribe(UPDATES, o, encoder, SlowPolicy.SKIP) for o in outlets]
     world.publish(*[b"." * 1000] * 1000)
     world.settle()
     assert sum(encoded) == 1000
@@ -339,29 +343,88 @@ def test_chunks_are_encoded_once_for_each_place_and_given_back_when_idle(world: 
     assert len(subscriptions[0].chunks) == 0
 
 
+def test_a_source_gap_is_handed_over_in_order_and_counted() -> None:
+    world = World(encoder=SHOWING_GAPS)
+    outlet, subscription = world.client()
+    late, _ = world.client(replay=0)
+    world.publish(b"one")
+    world.hub.interrupt(UPDATES, SourceGap(10, 1))
+    world.publish(b"two")
+    world.hub.interrupt(UPDATES, SourceGap(20, 2))
+    world.settle()
+    assert outlet.received == late.received == b"one\r\ngap1\r\ntwo\r\ngap2\r\n"
+    assert (subscription.source_gaps, subscription.missed, subscription.behind) == (2, 0, 0)
+    assert world.metrics.source_gaps == 2
+    joined, newest = world.client(replay=1)
+    world.settle()
+    assert joined.received == b"two\r\ngap2\r\n"
+    assert newest.source_gaps == 1
+
+
+def test_a_source_gap_costs_a_protocol_that_cannot_say_it_no_send(world: World) -> None:
+    outlet, subscription = world.client()
+    world.hub.interrupt(UPDATES, SourceGap(10, 1))
+    world.settle()
+    assert outlet.sent == []
+    assert (subscription.source_gaps, subscription.behind) == (1, 0)
+
+
+def test_latest_goes_on_with_the_newest_message_and_not_with_a_gap_behind_it() -> None:
+    world = World(encoder=SHOWING_GAPS)
+    outlet, subscription = world.client(SlowPolicy.LATEST)
+    outlet.lagging = True
+    world.publish(b"one", b"two")
+    world.hub.interrupt(UPDATES, SourceGap(10, 2))
+    outlet.lagging = False
+    world.hub.wake([subscription])
+    world.settle()
+    assert outlet.received == b"two\r\ngap2\r\n"
+    assert (subscription.missed, subscription.source_gaps) == (1, 1)
+
+
+def test_what_is_skipped_counts_its_messages_and_its_gaps_apart() -> None:
+    world = World(encoder=SHOWING_GAPS)
+    outlet, subscription = world.client(SlowPolicy.SKIP)
+    outlet.lagging = True
+    world.publish(b"first")
+    world.hub.interrupt(UPDATES, SourceGap(10, 1))
+    published = overflow(world)
+    outlet.lagging = False
+    world.hub.wake([subscription])
+    world.settle()
+    lines = outlet.received.split(b"\r\n")[:-1]
+    assert len(lines) + subscription.missed == published + 1
+    assert (subscription.source_gaps, b"gap1" in lines) == (1, False)
+
+
 class Delivery(RuleBasedStateMachine):
     """Any interleaving of appends, passes, lags, wakes, joins and leaves, against a naive model.
 
     The model of a client is the list of all messages published while it was subscribed. What it received
-    must be that list with gaps: in order, exact, and as many missing as were counted.
+    must be that list with gaps: in order, exact, and as many missing as were counted. A source gap comes as
+    "gap" and the number of messages published before it.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = World(history=2000)
+        self.world = World(history=2000, encoder=SHOWING_GAPS)
         self.published: list[bytes] = []
         self.clients: list[tuple[RecordingOutlet, Subscription, int]] = []
 
     @rule(policy=st.sampled_from(SlowPolicy), replay=st.integers(0, 5))
     def join(self, policy: SlowPolicy, replay: int) -> None:
         outlet, subscription = self.world.client(policy, replay=replay)
-        self.clients.append((outlet, subscription, subscription.cursor))
+        self.clients.append((outlet, subscription, subscription.cursor - subscription.gaps))
 
     @rule(sizes=st.lists(st.integers(0, 400), min_size=1, max_size=20))
     def publish(self, sizes: list[int]) -> None:
         batch = [b"%06d" % (len(self.published) + number) + b"." * size for number, size in enumerate(sizes)]
         self.published += batch
         self.world.publish(*batch)
+
+    @rule()
+    def interrupt(self) -> None:
+        self.world.hub.interrupt(UPDATES, SourceGap(0, len(self.published)))
 
     @rule()
     def turn(self) -> None:
@@ -395,12 +458,20 @@ class Delivery(RuleBasedStateMachine):
     @invariant()
     def exactly_in_order_or_counted(self) -> None:
         for outlet, subscription, start in self.clients:
-            lines = outlet.received.split(b"\r\n")[:-1]
+            received = outlet.received.split(b"\r\n")[:-1]
+            lines = [line for line in received if not line.startswith(b"gap")]
             numbers = [int(line[:6]) for line in lines]
             assert [self.published[number] for number in numbers] == lines
             assert numbers == sorted(set(numbers))
             assert not numbers or start <= numbers[0]
-            assert len(lines) + subscription.missed + subscription.behind == len(self.published) - start
+            # A gap comes behind the message that it was recorded behind, and before the next one.
+            places = [int(line[3:]) if line.startswith(b"gap") else int(line[:6]) + 0.5 for line in received]
+            assert places == sorted(places)
+            gaps_behind = subscription.feed.log.gaps - subscription.gaps
+            messages_behind = subscription.behind - gaps_behind
+            assert len(lines) + subscription.missed + messages_behind == len(self.published) - start
+            assert len(received) - len(lines) <= subscription.source_gaps
+            assert subscription.missed or len(received) - len(lines) == subscription.source_gaps
             assert (
                 subscription.missed == 0
                 or outlet.overruns

@@ -17,13 +17,13 @@ from zope.interface.verify import verifyObject
 
 from pushd.clients.line import CLOSE_SECONDS, REFUSAL_SECONDS, LineFactory, LineProtocol, Terms, show_address
 from pushd.hub import Hub
-from pushd.message import Batch, Topic
+from pushd.message import Batch, Kind, Topic
 from pushd.metrics import Metrics
 from pushd.settings import SlowPolicy
 from tests.clients import Kernel
 
 UPDATES = Topic(b"updates")
-NEWS = Topic(b"news.*", is_pattern=True)
+NEWS = Topic(b"news.*", Kind.PATTERN)
 HOME = IPv4Address("TCP", "192.0.2.1", 4242)
 
 TERMS = Terms(

@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pushd.log import FRAMING_BYTES, MESSAGE_OVERHEAD, SEGMENT_BYTES, Log
+from pushd.message import SourceGap
 
 GENEROUS = 10**9
+GAP = SourceGap(since=1.0, until=2.5)
 
 
 def numbered(first: int, count: int, size: int = 100) -> list[bytes]:
@@ -136,3 +138,41 @@ def test_the_bound_holds_whatever_the_size_of_batches(count: int) -> None:
         log.append(numbered(first, count))
         cost = sum(len(payload) + MESSAGE_OVERHEAD for payload in log.read(log.tail, GENEROUS))
         assert cost <= limit or log.head - log.tail == count
+
+
+def test_a_source_gap_is_an_entry_between_messages() -> None:
+    log = Log(GENEROUS)
+    log.append([b"one", b"two"])
+    log.append_gap(GAP)
+    log.append([b"three"])
+    assert (log.head, log.gaps, log.written) == (4, 1, 11)
+    assert [log.read(cursor, GENEROUS) for cursor in range(5)] == [
+        [b"one", b"two"],
+        [b"two"],
+        [],
+        [b"three"],
+        [],
+    ]
+    assert [log.gap_after(cursor) for cursor in range(5)] == [None, None, GAP, None, None]
+    assert [log.gaps_at(cursor) for cursor in range(5)] == [0, 0, 0, 1, 1]
+    assert [log.written_at(cursor) for cursor in range(5)] == [0, 3, 6, 6, 11]
+
+
+def test_goes_back_by_messages_and_not_by_gaps() -> None:
+    log = Log(GENEROUS)
+    log.append([b"one", b"two"])
+    log.append_gap(GAP)
+    log.append([b"three"])
+    log.append_gap(GAP)
+    assert [log.back(messages) for messages in range(5)] == [5, 3, 1, 0, 0]
+    assert log.newest == 3
+
+
+def test_gaps_are_evicted_as_messages_are() -> None:
+    log = Log(16 * MESSAGE_OVERHEAD)
+    log.append([b""])
+    for _ in range(100):
+        log.append_gap(GAP)
+    assert (log.head, log.gaps, log.tail) == (101, 100, 85)
+    assert log.newest == log.back(1) == log.tail
+    assert log.gaps_at(log.tail) == 84

@@ -8,7 +8,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from zope.interface.verify import verifyObject
 
-from pushd.encoders import encode_lines
+from pushd.encoders import LINES
 from pushd.hub import Hub
 from pushd.message import Batch, Topic
 from pushd.metrics import Metrics
@@ -46,7 +46,7 @@ class World:
         self.outlet = Outlet(self.kernel, self.reader, self.hub, "192.0.2.1:4242")
 
     def subscribe(self, policy: SlowPolicy = SlowPolicy.DISCONNECT) -> None:
-        self.outlet.subscriptions.append(self.hub.subscribe(UPDATES, self.outlet, encode_lines, policy))
+        self.outlet.subscriptions.append(self.hub.subscribe(UPDATES, self.outlet, LINES, policy))
 
     def publish(self, *payloads: bytes) -> None:
         self.hub.publish(Batch(UPDATES, list(payloads)))

@@ -16,13 +16,13 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from pushd.errors import SettingsError
-from pushd.message import Batch, Topic
+from pushd.message import Batch, Kind, Topic
 from pushd.settings import Redis
 from pushd.sources.redis import ANSWER_SECONDS, RedisSource, redis_endpoint
 from tests.test_fanout import published
 
 UPDATES = Topic(b"updates")
-NEWS = Topic(b"news.*", is_pattern=True)
+NEWS = Topic(b"news.*", Kind.PATTERN)
 BINARY = Topic(b"\xff\r\n\xfe")
 
 
@@ -140,7 +140,9 @@ def test_a_password_is_sent_first_and_the_rest_only_after_its_ok() -> None:
 def subscribed(*topics: Topic, **options: Any) -> World:
     world = World(*topics, **options).start()
     for topic in topics or (UPDATES,):
-        world.server.answer(confirmed(b"psubscribe" if topic.is_pattern else b"subscribe", topic.name))
+        world.server.answer(
+            confirmed(b"psubscribe" if topic.kind is Kind.PATTERN else b"subscribe", topic.name)
+        )
     return world
 
 
@@ -197,7 +199,7 @@ def test_it_does_not_matter_where_reads_end(payloads: list[bytes], data: st.Data
 
 @pytest.mark.parametrize("name", [b"message", b"pmessage", b"subscribe"])
 def test_channels_may_be_named_like_the_protocols_own_words(name: bytes) -> None:
-    world = subscribed(Topic(name), Topic(name, is_pattern=True))
+    world = subscribed(Topic(name), Topic(name, Kind.PATTERN))
     world.server.answer(published([b"one"], name))
     assert world.batches == [Batch(Topic(name), [b"one"])]
 

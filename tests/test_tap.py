@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pushd.message import Topic
+from pushd.message import Kind, Topic
 from pushd.settings import Embedded, Redis, Settings, SlowPolicy
 from pushd.tap import PASSWORD_VARIABLE, Options
 
@@ -43,7 +43,7 @@ def test_every_option_is_read() -> None:
     )
     assert parse(*words.split()) == Settings(
         endpoints=("tcp:8888:backlog=65535", "unix:/run/pushd/socket"),
-        topics=(Topic(b"updates"), Topic(b"alerts"), Topic(b"news.*", is_pattern=True)),
+        topics=(Topic(b"updates"), Topic(b"alerts"), Topic(b"news.*", Kind.PATTERN)),
         source=Redis(host="redis.example", port=6380),
         slow=SlowPolicy.SKIP,
         history=1024**2,

@@ -22,7 +22,7 @@ from twisted.protocols.policies import TimeoutMixin
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from pushd.encoders import encode_lines
+from pushd.encoders import LINES
 from pushd.hub import Hub
 from pushd.message import Topic
 from pushd.metrics import Metrics
@@ -81,7 +81,7 @@ class LineProtocol(LineReceiver, TimeoutMixin):
         self.setTimeout(terms.idle_timeout)
         for topic in terms.topics:
             self.outlet.subscriptions.append(
-                self.factory.hub.subscribe(topic, self.outlet, encode_lines, terms.slow, terms.replay)
+                self.factory.hub.subscribe(topic, self.outlet, LINES, terms.slow, terms.replay)
             )
 
     def dataReceived(self, data: bytes) -> None:
@@ -208,14 +208,22 @@ class LineFactory(Factory):
             self._hosts[client.host] += 1
 
     def left(self, client: LineProtocol) -> None:
-        """Count a client out, and say what it missed."""
+        """Count a client out, and say what it missed: in this protocol it cannot be told."""
         self.clients.discard(client)
         if client.host is not None:
             self._hosts[client.host] -= 1
             if not self._hosts[client.host]:
                 del self._hosts[client.host]
-        if missed := sum(subscription.missed for subscription in client.outlet.subscriptions):
-            self._log.info("{peer} left; it missed {missed} messages", peer=client.outlet.peer, missed=missed)
+        subscriptions = client.outlet.subscriptions
+        missed = sum(subscription.missed for subscription in subscriptions)
+        gaps = sum(subscription.source_gaps for subscription in subscriptions)
+        if missed or gaps:
+            self._log.info(
+                "{peer} left; it missed {missed} messages, and what came in {gaps} source gaps",
+                peer=client.outlet.peer,
+                missed=missed,
+                gaps=gaps,
+            )
 
 
 def show_address(address: IAddress) -> str:

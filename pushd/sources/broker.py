@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from pushd import __version__
-from pushd.message import Batch, Topic
+from pushd.message import Batch, Kind, Topic
 from pushd.patterns import Pattern
 from pushd.sources import resp
 
@@ -30,7 +30,7 @@ class Broker:
         self.password = password
         self._deliver = deliver
         self._own = dict.fromkeys(topics)
-        self._patterns = {topic: Pattern(topic.name) for topic in self._own if topic.is_pattern}
+        self._patterns = {topic: Pattern(topic.name) for topic in self._own if topic.kind is Kind.PATTERN}
         # Dictionaries for their order: who subscribed first is sent to first.
         self._subscribers: dict[Topic, dict[Subscriber, None]] = {}
         self._published: dict[Topic, list[bytes]] = {}
@@ -38,7 +38,7 @@ class Broker:
     def subscribe(self, topic: Topic, subscriber: Subscriber) -> None:
         """Send a subscriber what is published to a topic from now on."""
         self._subscribers.setdefault(topic, {})[subscriber] = None
-        if topic.is_pattern and topic not in self._patterns:
+        if topic.kind is Kind.PATTERN and topic not in self._patterns:
             self._patterns[topic] = Pattern(topic.name)
 
     def unsubscribe(self, topic: Topic, subscriber: Subscriber) -> None:
@@ -92,5 +92,5 @@ class Broker:
 
 
 def _message(topic: Topic, channel: bytes, payload: bytes) -> list[bytes]:
-    names = (b"pmessage", topic.name, channel) if topic.is_pattern else (b"message", channel)
+    names = (b"pmessage", topic.name, channel) if topic.kind is Kind.PATTERN else (b"message", channel)
     return [resp.bulk(item) for item in (*names, payload)]

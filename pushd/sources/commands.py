@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from pushd import __version__
-from pushd.message import Topic
+from pushd.message import Kind, Topic
 from pushd.sources import resp
 from pushd.sources.broker import Broker
 
@@ -86,32 +86,33 @@ class Session:
         return resp.integer(self._broker.publish(_checked(channel), payload))
 
     def _subscribe(self, words: list[bytes]) -> bytes:
-        kind = words[0].lower()
-        topics = [Topic(_checked(name), kind == b"psubscribe") for name in words[1:]]
+        command = words[0].lower()
+        kind = Kind.PATTERN if command == b"psubscribe" else Kind.CHANNEL
+        topics = [Topic(_checked(name), kind) for name in words[1:]]
         if len(self._subscriptions.keys() | topics) > MAX_SUBSCRIPTIONS:
             raise CommandError(b"ERR more than %d subscriptions" % MAX_SUBSCRIPTIONS)
         replies = []
         for topic in topics:
             self._broker.subscribe(topic, self)
             self._subscriptions[topic] = None
-            replies.append(self._confirm(kind, resp.bulk(topic.name)))
+            replies.append(self._confirm(command, resp.bulk(topic.name)))
         return b"".join(replies)
 
     def _unsubscribe(self, words: list[bytes]) -> bytes:
-        kind = words[0].lower()
-        is_pattern = kind == b"punsubscribe"
-        current = [topic.name for topic in self._subscriptions if topic.is_pattern is is_pattern]
+        command = words[0].lower()
+        kind = Kind.PATTERN if command == b"punsubscribe" else Kind.CHANNEL
+        current = [topic.name for topic in self._subscriptions if topic.kind is kind]
         replies = []
         for name in words[1:] or current:
-            topic = Topic(name, is_pattern)
+            topic = Topic(name, kind)
             if topic in self._subscriptions:
                 del self._subscriptions[topic]
                 self._broker.unsubscribe(topic, self)
-            replies.append(self._confirm(kind, resp.bulk(name)))
-        return b"".join(replies) or self._confirm(kind, self._dialect.null)
+            replies.append(self._confirm(command, resp.bulk(name)))
+        return b"".join(replies) or self._confirm(command, self._dialect.null)
 
-    def _confirm(self, kind: bytes, name: bytes) -> bytes:
-        items = (resp.bulk(kind), name, resp.integer(len(self._subscriptions)))
+    def _confirm(self, command: bytes, name: bytes) -> bytes:
+        items = (resp.bulk(command), name, resp.integer(len(self._subscriptions)))
         return resp.array(items, self._dialect.push)
 
     def _ping(self, words: list[bytes]) -> bytes:

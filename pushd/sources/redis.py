@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 from txredisapi import RedisError, SubscriberProtocol
 
 from pushd.errors import SettingsError, one_line
-from pushd.message import Batch, Topic
+from pushd.message import Batch, Kind, Topic
 from pushd.settings import Redis
 from pushd.sockets import watch_peer
 
@@ -104,7 +104,7 @@ class RedisSubscriber(SubscriberProtocol):
         for name, payloads in channels.items():
             self._deliver(Batch(Topic(name), payloads))
         for name, payloads in patterns.items():
-            self._deliver(Batch(Topic(name, is_pattern=True), payloads))
+            self._deliver(Batch(Topic(name, Kind.PATTERN), payloads))
 
     def connectionMade(self) -> None:
         """Notice, in time, a server that is gone without a word."""
@@ -211,7 +211,7 @@ class RedisSource(Service):
         await self._in_time(gatherResults(confirmed, consumeErrors=True))
 
     def _confirm(self, protocol: RedisSubscriber, topic: Topic) -> Deferred[None]:
-        subscribe = protocol.psubscribe if topic.is_pattern else protocol.subscribe
+        subscribe = protocol.psubscribe if topic.kind is Kind.PATTERN else protocol.subscribe
         done: Deferred[None] = subscribe([topic.name])
         return done.addCallback(
             lambda _: self._log.info("Subscribed to {t} at {redis}", t=topic, redis=self._redis)

@@ -23,7 +23,7 @@ from twisted.internet.defer import DeferredQueue, ensureDeferred
 from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.threads import deferToThread
 
-from pushd.message import Batch, Topic
+from pushd.message import Batch, Kind, Topic
 from pushd.sources.embedded import MAX_UNREAD, BrokerFactory
 from pushd.sources.resp import array, bulk
 from tests.harness import TIMEOUT, Client, Process, RedisServer, redis_program
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 UPDATES = Topic(b"updates")
-NEWS = Topic(b"news.*", is_pattern=True)
+NEWS = Topic(b"news.*", Kind.PATTERN)
 RABBIT = b"follow the white rabbit"
 
 
