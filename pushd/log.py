@@ -34,8 +34,8 @@ class _Segment:
 class Log:
     """A sequence of entries, messages and source gaps, that evicts the oldest when it grows above its limit.
 
-    A cursor says how many entries, from the very first, a reader has had: 0 before the first. Every entry after
-    a cursor can be read as long as ``tail <= cursor <= head``.
+    A cursor says how many entries, from the very first, a reader has had: 0 before the first. Every entry
+    after a cursor can be read as long as ``tail <= cursor <= head``.
 
     The limit is in bytes; a message counts its payload and MESSAGE_OVERHEAD. What came last, one batch or up
     to one segment, is kept even where it alone is larger: a reader that keeps up never loses anything.
@@ -103,7 +103,7 @@ class Log:
         return None if cursor == self.head else self._segments[self._index(cursor)].gap
 
     def read(self, cursor: int, limit: int) -> list[bytes]:
-        """Return the messages after a cursor, up to a source gap: as many as fit into limit bytes, at least one.
+        """Return the messages after a cursor, up to a source gap: what fits into limit bytes, at least one.
 
         There are none at the head, and before a source gap. The cursor must not be below the tail: what is
         missing there is for the caller to say.

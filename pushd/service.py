@@ -1,9 +1,7 @@
 """The service: the one place where all parts are put together, and taken apart in order."""
 
-import random
 from typing import Any
 
-from twisted.application.internet import backoffPolicy
 from twisted.application.service import MultiService
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
@@ -19,10 +17,11 @@ from pushd.errors import SettingsError, one_line
 from pushd.hub import Hub
 from pushd.message import Batch
 from pushd.metrics import Metrics
-from pushd.settings import Embedded, Redis, Settings
+from pushd.redis_urls import Embedded
+from pushd.settings import Settings
 from pushd.sockets import raise_descriptor_limit, tune_listener
+from pushd.sources.deployments import redis_sources
 from pushd.sources.embedded import BrokerFactory
-from pushd.sources.redis import RedisSource, redis_endpoint
 
 RESERVED_DESCRIPTORS = 64
 """File descriptors that clients never get: for listeners, logs, and the next connection to Redis."""
@@ -53,8 +52,12 @@ class PushService(MultiService):
         self._ports: list[IListeningPort] = []
         self._broker: IListeningPort | None = None
         self._in_a_hurry = False
-        if isinstance(settings.source, Redis):
-            self._follow(settings.source)
+        if settings.topics and not isinstance(settings.source, Embedded):
+            sources = redis_sources(
+                settings, self._deliver, self._hub.interrupt, reactor=reactor, metrics=self._metrics
+            )
+            self._hub.source = sources
+            sources.setServiceParent(self)
 
     def _terms(self) -> Terms:
         settings = self._settings
@@ -88,21 +91,6 @@ class PushService(MultiService):
                 " or such as tcp:8888:interface=127.0.0.1 or unix:/run/pushd/socket"
             ) from error
         return endpoint
-
-    def _follow(self, redis: Redis) -> None:
-        source = RedisSource(
-            redis,
-            self._settings.topics,
-            self._deliver,
-            endpoint=redis_endpoint(redis, self._reactor),
-            clock=self._reactor,
-            retry_delay=backoffPolicy(
-                initialDelay=0.25, maxDelay=10.0, factor=2.0, jitter=lambda: random.uniform(0, 0.5)
-            ),
-        )
-        self._hub.source = source
-        if self._settings.topics:
-            source.setServiceParent(self)
 
     def _deliver(self, batch: Batch) -> None:
         if self._settings.debug:
@@ -157,6 +145,15 @@ class PushService(MultiService):
         if self._broker is not None:
             await maybeDeferred(self._broker.stopListening)
         await maybeDeferred(super().stopService)
+        if self._hub.source is not None:
+            self._log.info(
+                "From Redis: {metrics.messages} messages in {metrics.batches} batches; {metrics.source_gaps}"
+                " source gaps, {metrics.unsubscribed_seconds:.1f} s without a subscription; failures:"
+                " {failures}; probes: {metrics.probes_sent} sent, {metrics.probes_missed} missed",
+                metrics=self._metrics,
+                failures=", ".join(f"{n} {reason}" for reason, n in self._metrics.reconnects.items())
+                or "none",
+            )
         self._log.info(
             "Stopped, and left {source}: {metrics.clients} clients served, {metrics.refused} refused,"
             " {cut_off} cut off with something left to send; {metrics.messages} messages,"

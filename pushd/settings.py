@@ -4,14 +4,10 @@ import re
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
-from urllib.parse import SplitResult, unquote_to_bytes, urlsplit
 
 from pushd.errors import SettingsError
 from pushd.message import Topic
-
-DEFAULT_REDIS_PORT = 6379
-"""The port that Redis's documents call the default."""
-
+from pushd.redis_urls import Redis, Source
 
 BACKLOG = 65535
 """Connections that may wait to be accepted, where a port is given as a number: see listen(2).
@@ -28,36 +24,6 @@ class SlowPolicy(Enum):
     LATEST = "latest"  # it goes on with the newest, already as soon as it lags
 
 
-@dataclass(frozen=True, slots=True)
-class Embedded:
-    """The broker in this process, on loopback. Shown, it never tells the password."""
-
-    port: int = DEFAULT_REDIS_PORT  # 0: any that is free
-    password: bytes | None = field(default=None, repr=False)
-
-    def __str__(self) -> str:
-        return "the embedded broker"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Redis:
-    """A Redis server, by TCP or by a Unix socket. Shown, it never tells the password."""
-
-    host: str = "localhost"
-    port: int = DEFAULT_REDIS_PORT
-    path: str | None = None  # of the Unix socket, instead of host and port
-    tls: bool = False
-    ca: bytes | None = field(default=None, repr=False)  # PEM; None: those that the system trusts
-    username: bytes | None = None
-    password: bytes | None = field(default=None, repr=False)
-
-    def __str__(self) -> str:
-        if self.path is not None:
-            return f"unix://{self.path}"
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'rediss' if self.tls else 'redis'}://{host}:{self.port}"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """All settings of one pushd. Sizes are in bytes, times in seconds, None means no limit."""
@@ -66,7 +32,10 @@ class Settings:
         f"tcp:8888:backlog={BACKLOG}",
     )  # as in twisted.internet.endpoints.serverFromString
     topics: tuple[Topic, ...] = ()
-    source: Redis | Embedded = field(default_factory=Redis)
+    source: Source = field(default_factory=Redis)
+    redis_ping: float = 10.0
+    redis_timeout: float = 5.0
+    redis_probe: float = 30.0  # 0: no probes
     slow: SlowPolicy = SlowPolicy.DISCONNECT
     history: int = 8 * 1024**2
     replay: int = 0
@@ -108,6 +77,11 @@ def parse_timeout(text: str) -> float:
     return _seconds(text, 0.1)
 
 
+def parse_interval(text: str) -> float:
+    """Read how often something is done, in seconds; 0 is never."""
+    return 0.0 if text == "0" else _seconds(text, 0.1, " or 0 for never,")
+
+
 def parse_history(text: str) -> int:
     """Read how much one log keeps: not less than what may come while one pass sends its share to all."""
     return _size(text, "1M", "64G")
@@ -130,75 +104,15 @@ def parse_endpoint(text: str) -> str:
     return f"tcp:{_whole(text, 0, 65535)}:backlog={BACKLOG}"
 
 
-def parse_source(url: str) -> Redis | Embedded:
-    """Read where messages come from: embedded[:PORT], or a URL of Redis.
-
-    Errors never show the URL, since it may hold a password.
-    """
-    if url == "embedded":
-        return Embedded()
-    if url.startswith("embedded:"):
-        return Embedded(_embedded_port(url.removeprefix("embedded:")))
-    try:
-        parts = urlsplit(url)
-        port = DEFAULT_REDIS_PORT if parts.port is None else parts.port
-    except ValueError:
-        raise _wrong_url("its host or port is malformed") from None
-    match parts.scheme:
-        case "unix":
-            return _unix(parts)
-        case "redis" | "rediss":
-            return _tcp(parts, port)
-        case _:
-            raise _wrong_url("its scheme is unknown")
-
-
-def _embedded_port(text: str) -> int:
-    try:
-        return _whole(text, 0, 65535)
-    except SettingsError as error:
-        raise SettingsError(f"the embedded broker is on loopback, and takes only a port: {error}") from None
-
-
-def _tcp(parts: SplitResult, port: int) -> Redis:
-    if not parts.hostname or port == 0:
-        raise _wrong_url("its host or port is missing")
-    if not re.fullmatch(r"/?|/[0-9]+", parts.path) or parts.query or parts.fragment:
-        raise _wrong_url("only /DATABASE may follow the port, and has no meaning for Pub/Sub")
-    return Redis(
-        host=parts.hostname,
-        port=port,
-        tls=parts.scheme == "rediss",
-        username=_unquote(parts.username),
-        password=_unquote(parts.password),
-    )
-
-
-def _unix(parts: SplitResult) -> Redis:
-    if parts.hostname or not parts.path.startswith("/") or parts.query or parts.fragment:
-        raise _wrong_url("a Unix socket needs an absolute path")
-    return Redis(path=parts.path, username=_unquote(parts.username), password=_unquote(parts.password))
-
-
-def _unquote(text: str | None) -> bytes | None:
-    return unquote_to_bytes(text) if text else None
-
-
-def _wrong_url(why: str) -> SettingsError:
-    return SettingsError(
-        f"{why}; allowed: redis://[[USER]:PASSWORD@]HOST[:PORT], rediss://..., unix:///PATH, embedded[:PORT]"
-    )
-
-
 def _whole(text: str, least: int, most: int) -> int:
     if not re.fullmatch("[0-9]{1,18}", text) or not least <= int(text) <= most:
         raise SettingsError(f"{text!r} is wrong; allowed: a whole number from {least} to {most}")
     return int(text)
 
 
-def _seconds(text: str, least: float) -> float:
+def _seconds(text: str, least: float, other: str = "") -> float:
     if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text) or float(text) < least:
-        raise SettingsError(f"{text!r} is wrong; allowed: seconds, {least} and more, such as 2.5")
+        raise SettingsError(f"{text!r} is wrong; allowed: seconds, {least} and more,{other} such as 2.5")
     return float(text)
 
 

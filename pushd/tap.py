@@ -12,19 +12,18 @@ from twisted.python import usage
 from pushd import __version__
 from pushd.errors import SettingsError
 from pushd.message import Kind, Topic
+from pushd.redis_urls import Access, Cluster, Sentinel, Source, parse_source
 from pushd.settings import (
-    Embedded,
-    Redis,
     Settings,
     parse_count,
     parse_endpoint,
     parse_history,
+    parse_interval,
     parse_limit,
     parse_max_line,
     parse_seconds,
     parse_send_buffer,
     parse_slow,
-    parse_source,
     parse_timeout,
 )
 
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PASSWORD_VARIABLE = "PUSHD_REDIS_PASSWORD"
+SENTINEL_PASSWORD_VARIABLE = "PUSHD_SENTINEL_PASSWORD"
 
 EXAMPLE = """
 For example, each in a terminal of its own:
@@ -55,7 +55,9 @@ class Options(usage.Options):
         (
             *("redis", None, "redis://localhost:6379"),
             "Where messages come from: redis://[[USER]:PASSWORD@]HOST[:PORT], rediss://... (TLS),"
-            " unix:///PATH, or embedded[:PORT], a broker of pushd's own on loopback.",
+            " unix:///PATH, redis+sentinel://[[USER]:PASSWORD@]HOST[:PORT],.../MASTER,"
+            " redis+cluster://[[USER]:PASSWORD@]HOST[:PORT],... (rediss+... for TLS), or embedded[:PORT], a"
+            " broker of pushd's own on loopback.",
         ),
         (
             "redis-ca",
@@ -63,10 +65,21 @@ class Options(usage.Options):
             None,
             "With rediss: a file of certificates (PEM) to trust instead of the system's.",
         ),
+        ("redis-ping", None, "10", "Seconds between two signs of life that Redis is asked for."),
+        ("redis-timeout", None, "5", "Seconds that Redis may take to connect, and for each answer."),
+        (
+            *("redis-probe", None, "30"),
+            "Seconds between two messages that pushd publishes to itself to prove delivery; 0 for none.",
+        ),
         (
             *("redis-password-file", None, None),
             f"A file whose first line is Redis's password. The variable {PASSWORD_VARIABLE} works too; both"
             " come before a password in the URL.",
+        ),
+        ("sentinel-user", None, None, "The user of Sentinel, where that is not the default one."),
+        (
+            *("sentinel-password-file", None, None),
+            f"A file whose first line is Sentinel's password; or set {SENTINEL_PASSWORD_VARIABLE}.",
         ),
         (
             "slow",
@@ -113,6 +126,10 @@ class Options(usage.Options):
         """Give every client the channels that match this pattern, such as news.*. Repeatable."""
         self._topics.append(Topic(os.fsencode(value), Kind.PATTERN))
 
+    def opt_shard_channel(self, value: str) -> None:
+        """Give every client this channel of sharded Pub/Sub, in a cluster. Repeatable."""
+        self._topics.append(Topic(os.fsencode(value), Kind.SHARD))
+
     def opt_version(self) -> None:
         """Display the version of pushd and exit."""
         print(f"pushd {__version__}")
@@ -142,6 +159,9 @@ class Options(usage.Options):
             endpoints=self._endpoints(),
             topics=tuple(dict.fromkeys(self._topics)),
             source=self._source(),
+            redis_ping=self._read("redis-ping", parse_timeout),
+            redis_timeout=self._read("redis-timeout", parse_timeout),
+            redis_probe=self._read("redis-probe", parse_interval),
             slow=self._read("slow", parse_slow),
             history=self._read("history", parse_history),
             replay=self._read("replay", parse_count),
@@ -163,24 +183,48 @@ class Options(usage.Options):
     def _endpoints(self) -> tuple[str, ...]:
         return tuple(_named("port", parse_endpoint, port) for port in self._ports or ["8888"])
 
-    def _source(self) -> Redis | Embedded:
+    def _source(self) -> Source:
         source = self._read("redis", parse_source)
-        password = self._password()
+        password = self._password("redis-password-file", PASSWORD_VARIABLE)
         if password is not None:
             source = replace(source, password=password)
-        if isinstance(source, Redis) and source.username is not None and source.password is None:
+        if isinstance(source, Access) and source.username is not None and source.password is None:
             raise SettingsError("--redis: there is a user without a password; allowed: both, or none")
+        if not isinstance(source, Cluster) and any(topic.kind is Kind.SHARD for topic in self._topics):
+            raise SettingsError(
+                "--shard-channel: sharded Pub/Sub is a thing of clusters; allowed: only with --redis"
+                " redis+cluster://..."
+            )
+        return self._with_sentinel_password(self._with_ca(source))
+
+    def _with_ca(self, source: Source) -> Source:
         ca = self._read_optional("redis-ca", _read_file)
         if ca is None:
             return source
-        if not isinstance(source, Redis) or not source.tls:
-            raise SettingsError("--redis-ca: has no use here; allowed: only with --redis rediss://...")
+        if not isinstance(source, Access) or not source.tls:
+            raise SettingsError("--redis-ca: has no use here; allowed: only with --redis rediss...://...")
         return replace(source, ca=ca)
 
-    def _password(self) -> bytes | None:
-        if self["redis-password-file"] is not None:
-            return self._read("redis-password-file", _read_password)
-        return os.environb.get(PASSWORD_VARIABLE.encode()) or None
+    def _with_sentinel_password(self, source: Source) -> Source:
+        for option in ("sentinel-user", "sentinel-password-file"):
+            if self[option] is not None and not isinstance(source, Sentinel):
+                raise SettingsError(
+                    f"--{option}: has no use here; allowed: only with --redis redis+sentinel://..."
+                )
+        if not isinstance(source, Sentinel):
+            return source
+        user, password = (
+            self["sentinel-user"],
+            self._password("sentinel-password-file", SENTINEL_PASSWORD_VARIABLE),
+        )
+        if user is not None and password is None:
+            raise SettingsError("--sentinel-user: there is no password; allowed: both, or none")
+        return replace(source, sentinel_username=user and os.fsencode(user), sentinel_password=password)
+
+    def _password(self, option: str, variable: str) -> bytes | None:
+        if self[option] is not None:
+            return self._read(option, _read_password)
+        return os.environb.get(variable.encode()) or None
 
 
 def _named(option: str, parse: Callable[[str], T], value: str) -> T:

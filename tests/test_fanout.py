@@ -10,7 +10,7 @@ from pushd.hub import STRIDE, Hub
 from pushd.log import FRAMING_BYTES
 from pushd.message import Batch, Topic
 from pushd.metrics import Metrics
-from pushd.sources.redis import RedisSubscriber
+from pushd.sources.subscriber import RedisSubscriber
 from tests.clients import Kernel
 from tests.test_line import TERMS
 
@@ -41,7 +41,7 @@ class World:
         for kernel in self.kernels:
             factory.buildProtocol(kernel.getPeer()).makeConnection(kernel)
         self.batches: list[Batch] = []
-        self.redis = RedisSubscriber(self.deliver)
+        self.redis = RedisSubscriber(self.clock, 5.0, topics=TERMS.topics, deliver=self.deliver, probe=None)
 
     def deliver(self, batch: Batch) -> None:
         self.batches.append(batch)

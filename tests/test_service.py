@@ -11,8 +11,9 @@ from twisted.python.failure import Failure
 
 from pushd.errors import SettingsError
 from pushd.message import Topic
+from pushd.redis_urls import Embedded, Redis
 from pushd.service import PushService
-from pushd.settings import Embedded, Redis, Settings
+from pushd.settings import Settings
 from pushd.tap import Options, makeService
 
 LOOPBACK = ("tcp:0:interface=127.0.0.1",)

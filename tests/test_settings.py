@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from pushd import settings
 from pushd.errors import SettingsError
-from pushd.settings import Embedded, Redis, Settings, SlowPolicy, parse_source
+from pushd.redis_urls import Address, Redis
+from pushd.settings import Settings, SlowPolicy
 
 
 @pytest.mark.parametrize(
@@ -24,6 +25,8 @@ from pushd.settings import Embedded, Redis, Settings, SlowPolicy, parse_source
         (settings.parse_seconds, "0", 0.0),
         (settings.parse_seconds, "2.5", 2.5),
         (settings.parse_timeout, "0.1", 0.1),
+        (settings.parse_interval, "0", 0.0),
+        (settings.parse_interval, "0.1", 0.1),
         (settings.parse_history, "2048K", 2 * 1024**2),
         (settings.parse_history, "8m", 8 * 1024**2),
         (settings.parse_history, "2G", 2 * 1024**3),
@@ -51,6 +54,7 @@ def test_what_is_allowed_is_read(parse: Callable[[str], Any], text: str, value: 
         (settings.parse_seconds, "soon", "0 and more"),
         (settings.parse_seconds, "nan", "0 and more"),
         (settings.parse_timeout, "0", "0.1 and more"),
+        (settings.parse_interval, "0.01", "0.1 and more, or 0"),
         (settings.parse_history, "8MB", "1M to"),
         (settings.parse_history, "1K", "1M to"),
         (settings.parse_history, "", "1M to"),
@@ -60,8 +64,6 @@ def test_what_is_allowed_is_read(parse: Callable[[str], Any], text: str, value: 
         (settings.parse_max_line, "2M", "to 1M"),
         (settings.parse_endpoint, "65536", "0 to 65535"),
         (settings.parse_endpoint, "http", "0 to 65535"),
-        (settings.parse_source, "embedded:x", "0 to 65535"),
-        (settings.parse_source, "embedded:0.0.0.0:6379", "0 to 65535"),
     ],
 )
 def test_what_is_not_allowed_is_said_in_one_line(
@@ -73,58 +75,6 @@ def test_what_is_not_allowed_is_said_in_one_line(
     assert "allowed: " in str(caught.value)
     assert allowed in str(caught.value).partition("allowed: ")[2]
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("url", "source", "shown"),
-    [
-        ("redis://localhost", Redis(), "redis://localhost:6379"),
-        ("redis://10.0.0.1:6380", Redis(host="10.0.0.1", port=6380), "redis://10.0.0.1:6380"),
-        ("redis://[::1]:6380/0", Redis(host="::1", port=6380), "redis://[::1]:6380"),
-        ("redis://:secret@h", Redis(host="h", password=b"secret"), "redis://h:6379"),
-        ("redis://me:p%40ss%FF@h", Redis(host="h", username=b"me", password=b"p@ss\xff"), "redis://h:6379"),
-        ("rediss://h", Redis(host="h", tls=True), "rediss://h:6379"),
-        ("unix:///run/redis.sock", Redis(path="/run/redis.sock"), "unix:///run/redis.sock"),
-        ("unix://:secret@/r.sock", Redis(path="/r.sock", password=b"secret"), "unix:///r.sock"),
-    ],
-)
-def test_urls_of_redis_are_read_and_shown_without_the_password(url: str, source: Redis, shown: str) -> None:
-    assert parse_source(url) == source
-    assert str(source) == shown
-    assert "secret" not in repr(source)
-
-
-def test_the_embedded_broker_takes_a_port() -> None:
-    assert parse_source("embedded") == Embedded(6379)
-    assert parse_source("embedded:7000") == Embedded(7000)
-    assert "secret" not in repr(Embedded(password=b"secret"))
-    assert str(Embedded(password=b"secret")) == "the embedded broker"
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "",
-        "localhost:6379",
-        "http://:secret@localhost",
-        "redis://",
-        "redis://:secret@",
-        "redis://:secret@h:0",
-        "redis://:secret@h:99999",
-        "redis://:secret@h:port",
-        "redis://:secret@[::1",
-        "redis://:secret@h/name",
-        "redis://:secret@h?db=1",
-        "unix://host/path",
-        "unix:relative",
-        "unix://:secret@/path?db=1",
-    ],
-)
-def test_a_wrong_url_is_explained_without_the_password(url: str) -> None:
-    with pytest.raises(SettingsError) as caught:
-        parse_source(url)
-    assert "allowed: redis://[[USER]:PASSWORD@]HOST[:PORT]" in str(caught.value)
-    assert "secret" not in str(caught.value)
 
 
 @given(st.text())
@@ -139,8 +89,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         settings.parse_send_buffer,
         settings.parse_max_line,
         settings.parse_endpoint,
-        settings.parse_source,
-        lambda text: settings.parse_source("redis://" + text),
+        settings.parse_interval,
     ):
         assert len(refusal(parse, text).splitlines()) <= 1
 
@@ -157,7 +106,10 @@ def test_defaults_are_those_of_the_documents() -> None:
     assert Settings() == Settings(
         endpoints=("tcp:8888:backlog=65535",),
         topics=(),
-        source=Redis(host="localhost", port=6379),
+        source=Redis(address=Address("localhost", 6379)),
+        redis_ping=10.0,
+        redis_timeout=5.0,
+        redis_probe=30.0,
         slow=SlowPolicy.DISCONNECT,
         history=8 * 1024**2,
         replay=0,

@@ -1,13 +1,15 @@
 """The options of the twistd plugin: read, checked, explained; and ports that cannot be had."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pushd.message import Kind, Topic
-from pushd.settings import Embedded, Redis, Settings, SlowPolicy
-from pushd.tap import PASSWORD_VARIABLE, Options
+from pushd.redis_urls import Address, Cluster, Embedded, Redis, Sentinel
+from pushd.settings import Settings, SlowPolicy
+from pushd.tap import PASSWORD_VARIABLE, SENTINEL_PASSWORD_VARIABLE, Options
 
 
 @pytest.fixture(autouse=True)
@@ -38,13 +40,18 @@ def test_without_options_the_defaults_hold() -> None:
 def test_every_option_is_read() -> None:
     words = (
         "--port 8888 --port unix:/run/pushd/socket --channel updates --channel alerts --pattern news.*"
-        " --redis redis://redis.example:6380 --slow skip --history 1M --replay 10 --send-buffer 64K"
+        " --redis redis://redis.example:6380"
+        " --redis-ping 2 --redis-timeout 1 --redis-probe 0 --slow skip"
+        " --history 1M --replay 10 --send-buffer 64K"
         " --max-line 1K --max-clients 100 --max-clients-per-ip 2 --idle-timeout 90 --drain 0.5 --debug"
     )
     assert parse(*words.split()) == Settings(
         endpoints=("tcp:8888:backlog=65535", "unix:/run/pushd/socket"),
         topics=(Topic(b"updates"), Topic(b"alerts"), Topic(b"news.*", Kind.PATTERN)),
-        source=Redis(host="redis.example", port=6380),
+        source=Redis(address=Address("redis.example", 6380)),
+        redis_ping=2.0,
+        redis_timeout=1.0,
+        redis_probe=0.0,
         slow=SlowPolicy.SKIP,
         history=1024**2,
         replay=10,
@@ -89,6 +96,16 @@ def test_a_wrong_value_is_one_line(words: list[str], line: str) -> None:
         ["--redis-ca", "x"],
         ["--redis", "http://:secret@h"],
         ["--redis", "redis://me@h"],
+        ["--redis", "redis+sentinel://:secret@h"],
+        ["--redis", "redis+cluster://:secret@h/1"],
+        ["--redis", "redis+cluster://:secret@h:99999"],
+        ["--shard-channel", "updates"],
+        ["--shard-channel", "updates", "--redis", "embedded"],
+        ["--sentinel-user", "me"],
+        ["--sentinel-password-file", "x"],
+        ["--redis", "redis+sentinel://h/main", "--sentinel-user", "me"],
+        ["--redis-ping", "0"],
+        ["--redis-probe", "0.01"],
     ],
 )
 def test_other_mistakes_are_one_line_too(words: list[str]) -> None:
@@ -127,10 +144,29 @@ def test_authorities_go_with_tls_only(tmp_path: Path) -> None:
     file = tmp_path / "ca.pem"
     file.write_bytes(b"PEM")
     assert parse("--redis", "rediss://h", "--redis-ca", str(file)).source == Redis(
-        host="h", tls=True, ca=b"PEM"
+        address=Address("h", 6379), tls=True, ca=b"PEM"
     )
-    assert "only with --redis rediss://" in refusal("--redis", "redis://h", "--redis-ca", str(file))
+    assert "only with --redis rediss" in refusal("--redis", "redis://h", "--redis-ca", str(file))
     assert "cannot read" in refusal("--redis", "rediss://h", "--redis-ca", str(tmp_path / "none"))
+
+
+def test_sentinels_have_a_password_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = ["--redis", "redis+sentinel://:data@h/main"]
+    plain = Sentinel(addresses=(Address("h", 26379),), master="main", password=b"data")
+    assert parse(*url).source == plain
+    file = tmp_path / "password"
+    file.write_bytes(b"from file\n")
+    assert parse(*url, "--sentinel-user", "me", "--sentinel-password-file", str(file)).source == replace(
+        plain, sentinel_username=b"me", sentinel_password=b"from file"
+    )
+    monkeypatch.setenv(SENTINEL_PASSWORD_VARIABLE, "from-variable")
+    assert parse(*url).source == replace(plain, sentinel_password=b"from-variable")
+
+
+def test_shard_channels_are_for_clusters() -> None:
+    settings = parse("--redis", "redis+cluster://h", "--shard-channel", "s", "--channel", "s")
+    assert settings.topics == (Topic(b"s", Kind.SHARD), Topic(b"s"))
+    assert settings.source == Cluster(addresses=(Address("h", 6379),))
 
 
 def test_help_names_every_option_and_fits_80_columns(capsys: pytest.CaptureFixture[str]) -> None:

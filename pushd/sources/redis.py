@@ -1,156 +1,83 @@
-"""Redis Pub/Sub as the source: one connection, subscribed to every topic, replaced when it is lost."""
+"""Redis Pub/Sub as the source: one subscription, replaced when it is lost, silent, or at the wrong server."""
 
-import socket
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
-import hiredis
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
-from OpenSSL import SSL
 from twisted.application.service import Service
-from twisted.internet import ssl
 from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherResults
-from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint, wrapClientTLS
-from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
-from twisted.internet.protocol import Factory
+from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from txredisapi import RedisError, SubscriberProtocol
 
-from pushd.errors import SettingsError, one_line
-from pushd.message import Batch, Kind, Topic
-from pushd.settings import Redis
-from pushd.sockets import watch_peer
+from pushd.message import Batch, Topic
+from pushd.metrics import Reason
+from pushd.redis_urls import RedisServers
+from pushd.sources.buffer_limit import BufferLimit
+from pushd.sources.connection import Node, SourceError
+from pushd.sources.outages import Outages
+from pushd.sources.probe import Probe
+from pushd.sources.routes import Route
+from pushd.sources.subscriber import Deliver, RedisSubscriber
 
-CONNECT_SECONDS = 5.0
-"""How long one attempt to connect may take."""
+ASK_AGAIN_SECONDS = 5.0
+"""How often a topic is asked for that Redis refuses."""
 
-ANSWER_SECONDS = 5.0
-"""How long Redis may take to answer AUTH, and to confirm all subscriptions."""
-
-Deliver = Callable[[Batch], None]
-"""Takes over what one read brought for one topic."""
-
-
-def redis_endpoint(redis: Redis, reactor: Any) -> IStreamClientEndpoint:
-    """Return how to connect; by TLS only to a server whose certificate is good for its host.
-
-    Raises SettingsError where there is no certificate in what should hold authorities.
-    """
-    if redis.path is not None:
-        return UNIXClientEndpoint(reactor, redis.path, timeout=CONNECT_SECONDS)
-    endpoint = HostnameEndpoint(reactor, redis.host, redis.port, timeout=CONNECT_SECONDS)
-    if not redis.tls:
-        return endpoint
-    return wrapClientTLS(ssl.optionsForClientTLS(redis.host, trustRoot=_trust_root(redis.ca)), endpoint)
+RetryDelay = Callable[[int], float]
+"""Says how many seconds to wait after so many failures since the last success, from 0."""
 
 
-def _trust_root(pem: bytes | None) -> Any:
-    if pem is None:
-        return ssl.platformTrust()
-    try:
-        certificates = x509.load_pem_x509_certificates(pem)
-    except ValueError as error:
-        raise SettingsError(
-            "--redis-ca: the file holds no certificate; allowed: certificates in PEM"
-        ) from error
-    return ssl.trustRootFromCertificates(
-        [ssl.Certificate.load(certificate.public_bytes(Encoding.DER)) for certificate in certificates]
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long Redis is waited for, in seconds."""
 
-
-class RedisSubscriber(SubscriberProtocol):
-    """One connection to Redis: what one read brings is delivered as one batch for each topic, bytes exact.
-
-    It drives hiredis itself: txredisapi looks at each reply on its own, which takes most of the time. What is
-    not a message goes to txredisapi, as the answer to a command.
-    """
-
-    def __init__(self, deliver: Deliver) -> None:
-        super().__init__(charset=None, convertNumbers=False)
-        self.lost: Deferred[str] = Deferred()
-        self._deliver = deliver
-        self._parser = hiredis.Reader()
-        self.why_lost: str | None = None
-
-    def dataReceived(self, data: bytes, unpause: bool = False) -> None:  # noqa: ARG002 - txredisapi's signature
-        """Take in one read; on what is not the Redis protocol, give the connection up."""
-        channels: defaultdict[bytes, list[bytes]] = defaultdict(list)
-        patterns: defaultdict[bytes, list[bytes]] = defaultdict(list)
-        try:
-            self._parser.feed(data)
-            while (reply := self._parser.gets()) is not False:
-                match reply:
-                    # Guards, not class patterns: each bytes() in a pattern costs CPython a failed search.
-                    case [b"message", name, payload] if isinstance(name, bytes) and isinstance(
-                        payload, bytes
-                    ):
-                        channels[name].append(payload)
-                    case [b"pmessage", name, _, payload] if isinstance(name, bytes) and isinstance(
-                        payload, bytes
-                    ):
-                        patterns[name].append(payload)
-                    case [b"message" | b"pmessage", *_] if len(reply) > 2:
-                        raise hiredis.ProtocolError("a message that is none")
-                    case _:
-                        self.replyReceived(reply)
-        except (hiredis.HiredisError, MemoryError) as error:
-            # MemoryError: hiredis makes room for whatever length an array announces.
-            self.why_lost = f"protocol error: {one_line(error)}"
-            self.transport.abortConnection()
-        for name, payloads in channels.items():
-            self._deliver(Batch(Topic(name), payloads))
-        for name, payloads in patterns.items():
-            self._deliver(Batch(Topic(name, Kind.PATTERN), payloads))
-
-    def connectionMade(self) -> None:
-        """Notice, in time, a server that is gone without a word."""
-        super().connectionMade()
-        if isinstance(handle := self.transport.getHandle(), socket.socket):
-            watch_peer(handle)
-
-    def connectionLost(self, why: Failure) -> None:
-        """Say why, before txredisapi fails the commands that wait for an answer."""
-        self.why_lost = self.why_lost or _describe(why.value)
-        super().connectionLost(why)
-        self.lost.callback(self.why_lost)
+    ping: float  # between two signs of life that are asked for, while subscribed
+    timeout: float  # for a connection, and for each answer
+    retry_delay: RetryDelay
 
 
 class RedisSource(Service):
-    """Keeps a subscription to all topics at one Redis, and tries again for ever after whatever ends it.
+    """Keeps a subscription to some topics at the server that a route leads to, for ever.
 
-    The delays between attempts come from retry_delay, which is given the number of failures since the last
-    success, from 0.
+    Between what comes before and after an interruption each topic gets a source gap. A topic that Redis
+    refuses (NOPERM) is asked for again, and does not disturb the others.
     """
 
     _log = Logger()
 
     def __init__(
         self,
-        redis: Redis,
         topics: Sequence[Topic],
         deliver: Deliver,
         *,
-        endpoint: IStreamClientEndpoint,
+        route: Route,
+        redis: RedisServers,
+        outages: Outages,
+        probe: Probe | None,
         clock: IReactorTime,
-        retry_delay: Callable[[int], float],
+        patience: Patience,
     ) -> None:
-        self._redis = redis
         self._topics = topics
         self._deliver = deliver
-        self._endpoint = endpoint
+        self._route = route
+        self._redis = redis
+        self._outages = outages
+        self._probe = probe
         self._clock = clock
-        self._retry_delay = retry_delay
+        self._patience = patience
+        self._buffer_limit = BufferLimit()
         self._failures = 0
-        self._protocol: RedisSubscriber | None = None
+        self._heard_at = 0.0  # the last sign of life
+        self._subscriber: RedisSubscriber | None = None  # while it is subscribed
         self._running: Deferred[None] | None = None
 
     def startService(self) -> None:
         """Begin to connect."""
         super().startService()
+        self._heard_at = self._clock.seconds()
+        self._route.start()
         self._running = Deferred.fromCoroutine(self._follow())
         self._running.addErrback(lambda failure: failure.trap(CancelledError))
 
@@ -159,69 +86,135 @@ class RedisSource(Service):
         super().stopService()
         if self._running is not None:
             self._running.cancel()
+            self._route.stop()
+            self._outages.close()
 
     def pauseProducing(self) -> None:
         """Read no more from Redis for now; until it has subscribed, the source reads on."""
-        if self._protocol is not None:
-            self._protocol.transport.pauseProducing()
+        if self._subscriber is not None:
+            self._subscriber.hold_back(True)
 
     def resumeProducing(self) -> None:
         """Read on."""
-        if self._protocol is not None:
-            self._protocol.transport.resumeProducing()
+        if self._subscriber is not None:
+            self._subscriber.hold_back(False)
 
     async def _follow(self) -> None:
         while True:
-            why = await self._subscription()
-            if not self.running:
-                return
-            delay = self._retry_delay(self._failures)
+            at_once = await self._attempt()
+            delay = 0.0 if at_once else self._patience.retry_delay(self._failures)
             self._failures += 1
-            self._log.warn(
-                "No subscription at {redis}: {why}; trying again in {delay:.1f} s",
-                redis=self._redis,
-                why=why,
-                delay=delay,
-            )
             await deferLater(self._clock, delay)
 
-    async def _subscription(self) -> str:
-        """Connect, subscribe, and return why that failed or ended."""
-        protocol = RedisSubscriber(self._guarded)
-        factory = Factory.forProtocol(lambda: protocol)
-        factory.noisy = False
+    async def _attempt(self) -> bool:
+        """Follow one subscription until it ends; return whether to go on without a delay."""
         try:
-            await self._endpoint.connect(factory)
-            await self._subscribe(protocol)
-            self._failures = 0
-            self._protocol = protocol
-            return await protocol.lost
-        except Exception as error:
-            return protocol.why_lost or _describe(error)
-        finally:
-            self._protocol = None
-            if protocol.transport is not None:
-                protocol.transport.abortConnection()
+            node = await self._route.find()
+        except SourceError as error:
+            self._outages.failed(str(self._redis), error, self._heard_at)
+            return False
+        failure = await self._serve(node)
+        subscribed, self._subscriber = self._subscriber is not None, None
+        at_once = self._route.ended(node, failure)
+        if subscribed or not at_once:  # to be sent on is no failure
+            proven_at = self._probe.proven_at if self._probe and failure.reason is Reason.PROBE else None
+            self._outages.failed(node.name, failure, proven_at or self._heard_at)
+        return at_once
 
-    async def _subscribe(self, protocol: RedisSubscriber) -> None:
-        if self._redis.password is not None:
-            await self._in_time(protocol.auth(self._redis.password, self._redis.username))
-        # One command for each topic: an answer then belongs to exactly one of them.
-        confirmed = [self._confirm(protocol, topic) for topic in self._topics]
-        await self._in_time(gatherResults(confirmed, consumeErrors=True))
-
-    def _confirm(self, protocol: RedisSubscriber, topic: Topic) -> Deferred[None]:
-        subscribe = protocol.psubscribe if topic.kind is Kind.PATTERN else protocol.subscribe
-        done: Deferred[None] = subscribe([topic.name])
-        return done.addCallback(
-            lambda _: self._log.info("Subscribed to {t} at {redis}", t=topic, redis=self._redis)
+    async def _serve(self, node: Node) -> SourceError:
+        """Return why a node does not serve, or does no longer."""
+        subscriber = RedisSubscriber(
+            self._clock, self._patience.timeout, topics=self._topics, deliver=self._guarded, probe=self._probe
         )
+        serving = Deferred.fromCoroutine(self._subscription(subscriber, node))
+        left = self._route.left(node)
+        left.addCallbacks(lambda _: serving.cancel(), lambda failure: failure.trap(CancelledError))
+        try:
+            return await serving
+        except SourceError as failure:
+            return failure
+        except CancelledError:
+            if not self.running or not left.called:
+                raise
+            return SourceError(Reason.MOVED, "another server has taken its place")
+        finally:
+            left.cancel()
+            subscriber.give_up(Reason.CLOSED, "done")
 
-    def _in_time(self, answer: Deferred[Any]) -> Deferred[Any]:
-        def late(_: object, seconds: float) -> None:
-            raise RedisError(f"no answer within {seconds:g} s")
+    async def _subscription(self, subscriber: RedisSubscriber, node: Node) -> SourceError:
+        """Subscribe, and return why that has ended; raises SourceError where it did not come about."""
+        await subscriber.open(node, self._redis)
+        await self._route.check(subscriber)
+        remark = await self._buffer_limit.look(subscriber, node.name)
+        provable, *confirmed = await self._subscribe(subscriber, node)
+        self._failures = 0
+        self._subscriber = subscriber
+        if any(confirmed):
+            self._outages.subscribed(node.name, list(compress(self._topics, confirmed)), remark)
+        refused = [topic for topic, good in zip(self._topics, confirmed, strict=True) if not good]
+        subscriber.keep_alive(self._patience.ping)
+        beside = [self._beside(subscriber, self._ask_again(subscriber, node, refused))]
+        if self._probe and provable:
+            beside.append(self._beside(subscriber, self._probe.watch()))
+        try:
+            return await subscriber.lost
+        finally:
+            self._heard_at = subscriber.heard_at
+            for task in beside:
+                task.cancel()
 
-        return answer.addTimeout(ANSWER_SECONDS, self._clock, onTimeoutCancel=late)
+    async def _subscribe(self, subscriber: RedisSubscriber, node: Node) -> list[bool]:
+        """Ask for all at once, by a command each; return what is allowed: the probe, then the topics."""
+        asked = [
+            self._confirm_probe(subscriber),
+            *(self._confirm(subscriber, node, topic) for topic in self._topics),
+        ]
+        try:
+            return await gatherResults([*map(Deferred.fromCoroutine, asked)], consumeErrors=True)
+        except FirstError as error:
+            error.subFailure.raiseException()
+            raise
+
+    async def _confirm_probe(self, subscriber: RedisSubscriber) -> bool:
+        if self._probe is None:
+            return False
+        try:
+            await subscriber.subscribe_to(self._probe.topic)
+        except SourceError as failure:
+            if not failure.is_forbidden:
+                raise
+            self._probe.forbidden(failure)
+            return False
+        return True
+
+    async def _confirm(self, subscriber: RedisSubscriber, node: Node, topic: Topic) -> bool:
+        try:
+            await subscriber.subscribe_to(topic)
+        except SourceError as failure:
+            if not failure.is_forbidden:
+                raise
+            self._outages.refused(topic, node.name, failure, self._heard_at)
+            return False
+        self._outages.confirmed(topic)
+        return True
+
+    async def _ask_again(self, subscriber: RedisSubscriber, node: Node, refused: list[Topic]) -> None:
+        while refused:
+            await deferLater(self._clock, ASK_AGAIN_SECONDS)
+            for topic in tuple(refused):
+                if await self._confirm(subscriber, node, topic):
+                    refused.remove(topic)
+                    self._outages.subscribed(node.name, [topic])
+
+    def _beside(self, subscriber: RedisSubscriber, task: Coroutine[Any, Any, None]) -> Deferred[None]:
+        """Run something while a connection lasts; a failure of it ends the connection."""
+
+        def failed(failure: Failure) -> None:
+            failure.trap(SourceError, CancelledError)
+            if isinstance(failure.value, SourceError):
+                subscriber.give_up(failure.value.reason, str(failure.value))
+
+        return Deferred.fromCoroutine(task).addErrback(failed)
 
     def _guarded(self, batch: Batch) -> None:
         """Deliver; an exception must not end the connection and lose what else the read brought."""
@@ -231,11 +224,3 @@ class RedisSource(Service):
             self._log.failure(
                 "Lost {count} messages of {topic}", count=len(batch.payloads), topic=batch.topic
             )
-
-
-def _describe(error: BaseException | None) -> str:
-    if isinstance(error, FirstError):
-        return _describe(error.subFailure.value)
-    if isinstance(error, SSL.Error) and error.args and error.args[0]:
-        return "TLS: " + ", ".join(str(entry[-1]) for entry in error.args[0])
-    return one_line(error)

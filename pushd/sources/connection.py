@@ -1,0 +1,200 @@
+"""One connection to a Redis server or a Sentinel: how it is made, what may be asked, and why it ended."""
+
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import hiredis
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from OpenSSL import SSL
+from service_identity import VerificationError
+from twisted.internet import ssl
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint, wrapClientTLS
+from twisted.internet.error import ConnectionClosed
+from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
+from twisted.internet.protocol import Factory
+from twisted.python.failure import Failure
+from txredisapi import SubscriberProtocol
+
+from pushd.errors import SettingsError, one_line
+from pushd.metrics import Reason
+from pushd.redis_urls import Access, Address
+from pushd.sockets import watch_peer
+
+MAX_REPLY_BYTES = 64 * 1024**2
+"""What Redis may send without ending a reply: twice what it buffers for a subscriber by default."""
+
+
+class SourceError(Exception):
+    """Why there is no subscription, or no answer: a reason to count, and a text for the log."""
+
+    def __init__(self, reason: Reason, why: str) -> None:
+        super().__init__(why)
+        self.reason = reason
+
+    @property
+    def is_forbidden(self) -> bool:
+        """Whether an ACL of Redis is the reason."""
+        return str(self).startswith("NOPERM")
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One server: what the log calls it, and how to connect to it."""
+
+    name: str
+    endpoint: IStreamClientEndpoint
+    address: Address | None = None  # None: a Unix socket
+
+
+Connector = Callable[[Address], IStreamClientEndpoint]
+"""Says how to connect to an address. A name is resolved anew at each attempt."""
+
+
+def connector(access: Access, timeout: float, reactor: Any) -> Connector:
+    """Return how to connect by TCP; by TLS only to a server whose certificate is good for its host.
+
+    Raises SettingsError where there is no certificate in what should hold authorities.
+    """
+    trust_root = _trust_root(access.ca) if access.tls else None
+
+    def connect(address: Address) -> IStreamClientEndpoint:
+        plain = HostnameEndpoint(reactor, address.host, address.port, timeout=timeout)
+        if not access.tls:
+            return plain
+        return wrapClientTLS(ssl.optionsForClientTLS(address.host, trustRoot=trust_root), plain)
+
+    return connect
+
+
+def unix_endpoint(path: str, timeout: float, reactor: Any) -> IStreamClientEndpoint:
+    """Return how to connect to a Unix socket."""
+    return UNIXClientEndpoint(reactor, path, timeout=timeout)
+
+
+def _trust_root(pem: bytes | None) -> Any:
+    if pem is None:
+        return ssl.platformTrust()
+    try:
+        certificates = x509.load_pem_x509_certificates(pem)
+    except ValueError as error:
+        raise SettingsError(
+            "--redis-ca: the file holds no certificate; allowed: certificates in PEM"
+        ) from error
+    return ssl.trustRootFromCertificates(
+        [ssl.Certificate.load(certificate.public_bytes(Encoding.DER)) for certificate in certificates]
+    )
+
+
+class RedisConnection(SubscriberProtocol):
+    """One connection. Each command is answered within timeout seconds, or the connection is given up.
+
+    It drives hiredis itself: txredisapi looks at each reply on its own, which takes most of the time.
+    """
+
+    def __init__(self, clock: IReactorTime, timeout: float) -> None:
+        super().__init__(charset=None, convertNumbers=False)
+        self.lost: Deferred[SourceError] = Deferred()
+        self.heard_at = clock.seconds()  # when something last came
+        self._clock = clock
+        self._timeout = timeout
+        self._why: SourceError | None = None
+        self._parser = hiredis.Reader()
+        self._unread = 0  # bytes that came since the last read that completed a reply
+
+    async def open(self, node: Node, access: Access) -> None:
+        """Connect and log in; raises SourceError."""
+        factory = Factory.forProtocol(lambda: self)
+        factory.noisy = False
+        try:
+            await node.endpoint.connect(factory)
+        except CancelledError:
+            raise
+        except Exception as error:
+            raise self._why or SourceError(_reason(error), _describe(error)) from error
+        if access.password is not None:
+            user = () if access.username is None else (access.username,)
+            await self.ask("AUTH", b"AUTH", *user, access.password)
+
+    def ask(self, shown: str, *words: bytes) -> Deferred[Any]:
+        """Send a command, which is called shown where it must be named; fails with SourceError."""
+        try:
+            answer: Deferred[Any] = self.execute_command(*words)
+        except Exception as error:  # it is lost already
+            raise self._why or SourceError(Reason.CLOSED, one_line(error)) from error
+        answer.addTimeout(self._timeout, self._clock, onTimeoutCancel=lambda *_: self._late(shown))
+        return answer.addErrback(self._failed)
+
+    def _late(self, shown: str) -> None:
+        self.give_up(Reason.TIMEOUT, f"no answer to {shown} within {self._timeout:g} s")
+        raise self._why or AssertionError
+
+    def _failed(self, failure: Failure) -> None:
+        if failure.check(SourceError, CancelledError):
+            failure.raiseException()
+        if failure.check(hiredis.ReplyError):
+            text = one_line(failure.value)
+            raise SourceError(Reason.MOVED if text.startswith("MOVED ") else Reason.REFUSED, text)
+        raise self._why or SourceError(Reason.CLOSED, _describe(failure.value))
+
+    def give_up(self, reason: Reason, why: str) -> None:
+        """End the connection at once, for a reason of our own."""
+        self._why = self._why or SourceError(reason, why)
+        if self.transport is not None:
+            self.transport.abortConnection()
+
+    def connectionMade(self) -> None:
+        """Notice, in time, a server that is gone without a word."""
+        super().connectionMade()
+        self.heard_at = self._clock.seconds()
+        if isinstance(handle := self.transport.getHandle(), socket.socket):
+            watch_peer(handle)
+
+    def dataReceived(self, data: bytes, unpause: bool = False) -> None:  # noqa: ARG002 - txredisapi's signature
+        """Take in one read; on what is not the Redis protocol, give the connection up."""
+        self.heard_at = self._clock.seconds()
+        self._unread += len(data)
+        try:
+            self._parser.feed(data)
+            if self._read_replies():
+                self._unread = 0
+            elif self._unread > MAX_REPLY_BYTES:
+                raise hiredis.ProtocolError(f"a reply of more than {MAX_REPLY_BYTES} bytes")
+        except (hiredis.HiredisError, MemoryError) as error:
+            # MemoryError: hiredis makes room for whatever length an array announces.
+            self.give_up(Reason.PROTOCOL, f"protocol error: {one_line(error)}")
+
+    def _read_replies(self) -> bool:
+        """Take in all replies that are complete; return whether there was one."""
+        some = False
+        while (reply := self._parser.gets()) is not False:
+            self._answered(reply)
+            some = True
+        return some
+
+    def _answered(self, reply: Any) -> None:
+        """Take a reply as the answer to the oldest command that waits for one."""
+        if not self.replyQueue.waiting:
+            raise hiredis.ProtocolError("an answer to nothing")
+        self.replyQueue.put(reply)
+
+    def connectionLost(self, why: Failure) -> None:
+        """Say why, before txredisapi fails the commands that wait for an answer."""
+        self._why = self._why or SourceError(_reason(why.value), _describe(why.value))
+        super().connectionLost(why)
+        self.lost.callback(self._why)
+
+
+def _reason(error: BaseException | None) -> Reason:
+    if isinstance(error, SSL.Error | VerificationError):
+        return Reason.TLS
+    return Reason.CLOSED if isinstance(error, ConnectionClosed) else Reason.CONNECT
+
+
+def _describe(error: BaseException | None) -> str:
+    if isinstance(error, SSL.Error) and error.args and error.args[0]:
+        return "TLS: " + ", ".join(str(entry[-1]) for entry in error.args[0])
+    return one_line(error)

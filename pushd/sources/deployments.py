@@ -1,0 +1,132 @@
+"""From settings to sources: which subscriptions one Redis, Sentinels, or a cluster take."""
+
+import random
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from twisted.application.internet import backoffPolicy
+from twisted.application.service import MultiService
+
+from pushd.message import Kind, Topic
+from pushd.metrics import Metrics
+from pushd.redis_urls import Cluster, Embedded, Redis, RedisServers, Sentinel
+from pushd.settings import Settings
+from pushd.sources.cluster import AnyNodeRoute, ClusterNodes, SlotRoute, channel_in, slot_of
+from pushd.sources.connection import Node, connector, unix_endpoint
+from pushd.sources.outages import Interrupt, Outages
+from pushd.sources.probe import Probe
+from pushd.sources.redis import Patience, RedisSource, RetryDelay
+from pushd.sources.routes import Route
+from pushd.sources.sentinel import SentinelRoute
+from pushd.sources.subscriber import PROBE_PREFIX, Deliver
+
+FIRST_DELAY_SECONDS = 0.25
+LONGEST_DELAY_SECONDS = 2.0
+"""Attempts to connect are so far apart, and up to a quarter more, so that many pushd do not come at once."""
+
+SENTINEL_DELAY_SECONDS = 0.5
+"""With Sentinels, who say where to go."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Topics that one subscription can serve, and the ways there: one for it, and one for its probe."""
+
+    topics: list[Topic]
+    route: Route
+    probe_route: Route
+    probe: Topic
+    longest_delay: float = LONGEST_DELAY_SECONDS
+
+
+class RedisSources(MultiService):
+    """All sources of one deployment, which are held back together."""
+
+    def pauseProducing(self) -> None:
+        """Read no more for now."""
+        for source in self:
+            source.pauseProducing()
+
+    def resumeProducing(self) -> None:
+        """Read on."""
+        for source in self:
+            source.resumeProducing()
+
+
+def redis_sources(
+    settings: Settings, deliver: Deliver, interrupt: Interrupt, *, reactor: Any, metrics: Metrics
+) -> RedisSources:
+    """Return what follows the topics of the settings at Redis.
+
+    Raises SettingsError where --redis-ca holds no certificate.
+    """
+    redis = settings.source
+    assert not isinstance(redis, Embedded)
+    sources = RedisSources()
+    for share in _shares(settings, redis, reactor):
+        probe = Probe(
+            share.probe,
+            share.probe_route,
+            redis,
+            clock=reactor,
+            seconds=settings.redis_probe,
+            timeout=settings.redis_timeout,
+            metrics=metrics,
+        )
+        patience = Patience(
+            ping=settings.redis_ping,
+            timeout=settings.redis_timeout,
+            retry_delay=_retry_delay(share.longest_delay),
+        )
+        source = RedisSource(
+            share.topics,
+            deliver,
+            route=share.route,
+            redis=redis,
+            outages=Outages(share.topics, interrupt, clock=reactor, metrics=metrics, debug=settings.debug),
+            probe=probe if settings.redis_probe else None,
+            clock=reactor,
+            patience=patience,
+        )
+        source.setServiceParent(sources)
+    return sources
+
+
+def _retry_delay(longest: float) -> RetryDelay:
+    return backoffPolicy(
+        FIRST_DELAY_SECONDS, longest, factor=2.0, jitter=lambda: random.uniform(0, longest / 4)
+    )
+
+
+def _shares(settings: Settings, redis: RedisServers, reactor: Any) -> Iterator[Share]:
+    timeout = settings.redis_timeout
+    topics = list(settings.topics)
+    prefix = PROBE_PREFIX + secrets.token_hex(8).encode()
+    connect = connector(redis, timeout, reactor)
+    match redis:
+        case Sentinel():
+            connect_sentinel = connector(redis.sentinel_access, timeout, reactor)
+            route = SentinelRoute(redis, connect_sentinel, connect, reactor, timeout)
+            yield Share(topics, route, route, Topic(prefix), SENTINEL_DELAY_SECONDS)
+        case Cluster():
+            nodes = ClusterNodes(redis.addresses, connect)
+            if ordinary := [topic for topic in topics if topic.kind is not Kind.SHARD]:
+                yield Share(ordinary, AnyNodeRoute(nodes), AnyNodeRoute(nodes, turn=1), Topic(prefix))
+            for slot, shards in _by_slot(topics).items():
+                probe = Topic(channel_in(slot, prefix + b":"), Kind.SHARD)
+                yield Share(shards, SlotRoute(nodes), SlotRoute(nodes, turn=1), probe)
+        case Redis():
+            endpoint = unix_endpoint(redis.path, timeout, reactor) if redis.path else connect(redis.address)
+            only = Route(Node(str(redis), endpoint))
+            yield Share(topics, only, only, Topic(prefix))
+
+
+def _by_slot(topics: list[Topic]) -> dict[int, list[Topic]]:
+    """Return the shard channels, those of one slot together: it moves as a whole."""
+    slots: dict[int, list[Topic]] = {}
+    for topic in topics:
+        if topic.kind is Kind.SHARD:
+            slots.setdefault(slot_of(topic.name), []).append(topic)
+    return slots

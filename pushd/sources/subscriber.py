@@ -1,0 +1,150 @@
+"""A subscribed connection to Redis: confirms topic by topic, hands on messages, and notices a dead peer."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+import hiredis
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.task import LoopingCall
+from twisted.python.failure import Failure
+
+from pushd.message import Batch, Kind, Topic
+from pushd.metrics import Reason
+from pushd.sources.connection import RedisConnection, SourceError
+
+PROBE_PREFIX = b"pushd:probe:"
+"""How the channels begin that pushd publishes to, to prove delivery. Their messages reach no client."""
+
+SUBSCRIBE: Final = {Kind.CHANNEL: b"SUBSCRIBE", Kind.PATTERN: b"PSUBSCRIBE", Kind.SHARD: b"SSUBSCRIBE"}
+
+Deliver = Callable[[Batch], None]
+"""Takes over what one read brought for one topic; raises nothing."""
+
+
+class ProbeListener(Protocol):
+    """What a subscriber needs of a probe."""
+
+    topic: Topic
+
+    def heard(self, payload: bytes) -> None:
+        """Take note of what came back."""
+
+
+class RedisSubscriber(RedisConnection):
+    """What one read brings is delivered as one batch for each topic, bytes exact, in order.
+
+    A message of a topic that was not asked for is a protocol error, and ends the connection. Probes go to
+    where they are waited for.
+    """
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        timeout: float,
+        *,
+        topics: Sequence[Topic],
+        deliver: Deliver,
+        probe: ProbeListener | None,
+    ) -> None:
+        super().__init__(clock, timeout)
+        self._deliver = deliver
+        self._probe = probe
+        self._topics: dict[Kind, dict[bytes, Topic]] = {kind: {} for kind in Kind}
+        for topic in (*topics, *([probe.topic] if probe else [])):
+            self._topics[topic.kind][topic.name] = topic
+        self._pings: LoopingCall | None = None
+        self._deadline: IDelayedCall | None = None  # of the ping that waits for its answer
+        self._pinged_at = 0.0
+        self._held_back = False
+
+    async def subscribe_to(self, topic: Topic) -> None:
+        """Return once Redis has confirmed one topic; raises SourceError."""
+        command = SUBSCRIBE[topic.kind]
+        answer = await self.ask(f"{command.decode()} {topic}", command, topic.name)
+        if answer[:2] != [command.lower(), topic.name]:
+            raise SourceError(Reason.PROTOCOL, f"protocol error: {topic} is not what was confirmed")
+
+    def keep_alive(self, seconds: float) -> None:
+        """Ask for a sign of life every so often. While the connection lasts."""
+        self._pings = LoopingCall(self._ping)
+        self._pings.clock = self._clock
+        self._pings.start(seconds, now=False)
+
+    def hold_back(self, holding: bool) -> None:
+        """Read nothing, or read on. What is not read is no sign of death."""
+        self._held_back = holding
+        if holding:
+            self.transport.pauseProducing()
+        else:
+            self.transport.resumeProducing()
+
+    def _ping(self) -> None:
+        if self._deadline is None:
+            self.execute_command("PING").addCallbacks(self._alive, lambda _: None)
+            self._expect_life()
+
+    def _expect_life(self) -> None:
+        self._pinged_at = self._clock.seconds()
+        self._deadline = self._clock.callLater(self._timeout, self._overdue)
+
+    def _alive(self, _: object) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _overdue(self) -> None:
+        if self._held_back or self.heard_at > self._pinged_at:
+            # The answer is behind messages that have still to be read.
+            self._expect_life()
+            return
+        self._deadline = None
+        self.give_up(Reason.TIMEOUT, f"no answer to PING within {self._timeout:g} s")
+
+    def _read_replies(self) -> bool:
+        channels: defaultdict[bytes, list[bytes]] = defaultdict(list)
+        patterns: defaultdict[bytes, list[bytes]] = defaultdict(list)
+        shards: defaultdict[bytes, list[bytes]] = defaultdict(list)
+        some = False
+        try:
+            while (reply := self._parser.gets()) is not False:
+                some = True
+                match reply:
+                    # Guards, not class patterns: each bytes() in a pattern costs CPython a failed search.
+                    case [b"message", name, payload] if type(name) is bytes and type(payload) is bytes:
+                        channels[name].append(payload)
+                    case [b"pmessage", name, channel, payload] if (
+                        type(name) is bytes and type(channel) is bytes and type(payload) is bytes
+                    ):
+                        if not channel.startswith(PROBE_PREFIX):
+                            patterns[name].append(payload)
+                    case [b"smessage", name, payload] if type(name) is bytes and type(payload) is bytes:
+                        shards[name].append(payload)
+                    case [b"message" | b"pmessage" | b"smessage", *_] if len(reply) > 2:
+                        raise hiredis.ProtocolError("a message that is none")
+                    case [b"sunsubscribe", _, int()]:
+                        self.give_up(Reason.MOVED, "its slot has moved to another node")
+                    case _:
+                        self._answered(reply)
+        finally:
+            self._hand_on(Kind.CHANNEL, channels)
+            self._hand_on(Kind.PATTERN, patterns)
+            self._hand_on(Kind.SHARD, shards)
+        return some
+
+    def _hand_on(self, kind: Kind, brought: dict[bytes, list[bytes]]) -> None:
+        for name, payloads in brought.items():
+            topic = self._topics[kind].get(name)
+            if topic is None:
+                self.give_up(Reason.PROTOCOL, "protocol error: a message that was not asked for")
+            elif self._probe and topic == self._probe.topic:
+                self._probe.heard(payloads[-1])
+            else:
+                self._deliver(Batch(topic, payloads))
+
+    def connectionLost(self, why: Failure) -> None:
+        """End with the connection what belongs to it."""
+        if self._pings is not None and self._pings.running:
+            self._pings.stop()
+        self._alive(None)
+        super().connectionLost(why)
