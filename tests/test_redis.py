@@ -29,6 +29,7 @@ from tests.upstream import (
 )
 
 SHARD = Topic(b"part", Kind.SHARD)
+PONG = b"*2\r\n$4\r\npong\r\n$0\r\n\r\n"
 
 
 def test_it_subscribes_to_each_topic_by_its_exact_name(logged: list[str]) -> None:
@@ -123,7 +124,7 @@ def test_a_topic_that_is_refused_is_named_and_does_not_disturb_the_others(logged
     assert world.server.asked() == subscribing(UPDATES)
     world.server.answer(b"-NOPERM no\r\n")
     world.clock.advance(ASK_AGAIN_SECONDS)
-    world.server.answer(confirmed(UPDATES) + published([b"one"]))
+    world.server.answer(PONG + confirmed(UPDATES) + published([b"one"]))
     assert logged[2:] == ['Subscribed to "updates" at redis://localhost:6379']
     assert world.batches == [Batch(UPDATES, [b"one"])]
     # It might have missed what was published before it was allowed; the other one did not.
@@ -249,7 +250,7 @@ def test_a_silent_peer_is_replaced(logged: list[str]) -> None:
     world.server.asked()
     world.clock.advance(PING)
     assert world.server.asked() == command(b"PING")
-    world.server.answer(b"*2\r\n$4\r\npong\r\n$0\r\n\r\n")
+    world.server.answer(PONG)
     world.clock.advance(PING)
     assert world.server.asked() == command(b"PING")
     world.clock.advance(TIMEOUT)
@@ -259,6 +260,15 @@ def test_a_silent_peer_is_replaced(logged: list[str]) -> None:
     world.subscribe()
     assert world.gaps == [(UPDATES, SourceGap(PING, 2 * PING + TIMEOUT + 1))]
     assert world.metrics.reconnects == {Reason.TIMEOUT: 1}
+
+
+def test_what_is_no_answer_to_a_ping_is_a_protocol_error(logged: list[str]) -> None:
+    world = subscribed()
+    world.clock.advance(PING)
+    world.server.answer(b"+OK\r\n")
+    world.settle()
+    assert "protocol error: that is no answer to PING; trying again" in logged[-1]
+    assert len(world.clock.getDelayedCalls()) == 1  # the next attempt
 
 
 def test_an_answer_behind_messages_that_still_come_is_waited_for() -> None:
@@ -312,7 +322,7 @@ def pong(world: World) -> None:
     for _ in range(int(PROBE_SECONDS / PING)):
         world.clock.advance(PING)
         if world.server.connections[0].connected:
-            world.server.connections[0].answer(b"*2\r\n$4\r\npong\r\n$0\r\n\r\n")
+            world.server.connections[0].answer(PONG)
 
 
 def test_two_silent_probes_in_a_row_replace_a_redis_that_answers_ping(logged: list[str]) -> None:
@@ -371,8 +381,8 @@ def test_an_acl_that_forbids_the_probe_is_said_once(forbidden: str, logged: list
         subscription.lose(ConnectionDone())
         world.clock.advance(1)
     assert [line for line in logged if "forbids" in line] == [
-        "Redis forbids the probe (NOPERM no): a wrong or demoted Redis will not be noticed; allow the channels"
-        " pushd:probe:*, or say --redis-probe 0"
+        "Redis forbids the probe (NOPERM no): a wrong or demoted Redis will not be noticed; allow the"
+        " channels pushd:probe:*, or say --redis-probe 0"
     ]
 
 

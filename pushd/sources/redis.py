@@ -12,6 +12,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from pushd.errors import one_line
 from pushd.message import Batch, Topic
 from pushd.metrics import Reason
 from pushd.redis_urls import RedisServers
@@ -137,6 +138,9 @@ class RedisSource(Service):
             if not self.running or not left.called:
                 raise
             return SourceError(Reason.MOVED, "another server has taken its place")
+        except Exception as error:  # to go on with a mistake of our own is better than silence
+            self._log.failure("Following {node} failed", node=node.name)
+            return SourceError(Reason.PROTOCOL, one_line(error))
         finally:
             left.cancel()
             subscriber.give_up(Reason.CLOSED, "done")

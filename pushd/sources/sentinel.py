@@ -76,7 +76,7 @@ class SentinelRoute(Route):
             if failure.is_forbidden:
                 return  # then Sentinel's word must do
             raise
-        if role[:1] != [b"master"]:
+        if not isinstance(role, list) or role[:1] != [b"master"]:
             raise SourceError(Reason.REFUSED, "it is a replica, not a master")
 
     def left(self, node: Node) -> Deferred[None]:

@@ -62,7 +62,7 @@ class RedisSubscriber(RedisConnection):
         """Return once Redis has confirmed one topic; raises SourceError."""
         command = SUBSCRIBE[topic.kind]
         answer = await self.ask(f"{command.decode()} {topic}", command, topic.name)
-        if answer[:2] != [command.lower(), topic.name]:
+        if not isinstance(answer, list) or answer[:2] != [command.lower(), topic.name]:
             raise SourceError(Reason.PROTOCOL, f"protocol error: {topic} is not what was confirmed")
 
     def keep_alive(self, seconds: float) -> None:
@@ -81,14 +81,19 @@ class RedisSubscriber(RedisConnection):
 
     def _ping(self) -> None:
         if self._deadline is None:
-            self.execute_command("PING").addCallbacks(self._alive, lambda _: None)
+            self.execute_command("PING").addCallbacks(self._answered_ping, lambda _: None)
             self._expect_life()
 
     def _expect_life(self) -> None:
         self._pinged_at = self._clock.seconds()
         self._deadline = self._clock.callLater(self._timeout, self._overdue)
 
-    def _alive(self, _: object) -> None:
+    def _answered_ping(self, answer: object) -> None:
+        self._alive()
+        if answer not in ([b"pong", b""], b"PONG"):  # before it is subscribed
+            self.give_up(Reason.PROTOCOL, "protocol error: that is no answer to PING")
+
+    def _alive(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
@@ -146,5 +151,5 @@ class RedisSubscriber(RedisConnection):
         """End with the connection what belongs to it."""
         if self._pings is not None and self._pings.running:
             self._pings.stop()
-        self._alive(None)
+        self._alive()
         super().connectionLost(why)
