@@ -37,9 +37,10 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class SourceGap:
-    """A time in which messages of a topic may have been published that pushd was not given; unknown how many.
+    """A time in which messages of a topic may have been published that pushd was not given.
 
-    In seconds since 1970. It begins with the last sign of life, which is before the loss was noticed.
+    In seconds since 1970; unknown how many. What was published before or after it has been handed over: it
+    begins before the loss was noticed, when Redis was asked the last question that it answered.
     """
 
     since: float

@@ -44,19 +44,19 @@ class PushService(MultiService):
         self._reactor = reactor
         self._metrics = Metrics()
         self._descriptors = raise_descriptor_limit()
-        self._hub = Hub(reactor, settings.history, self._metrics)
+        self.hub = Hub(reactor, settings.history, self._metrics)
         for topic in settings.topics:
-            self._hub.open(topic)
-        self._clients = LineFactory(self._terms(), self._hub, reactor, self._metrics)
+            self.hub.open(topic)
+        self._clients = LineFactory(self._terms(), self.hub, reactor, self._metrics)
         self._endpoints = [self._endpoint(text) for text in settings.endpoints]
         self._ports: list[IListeningPort] = []
         self._broker: IListeningPort | None = None
         self._in_a_hurry = False
         if settings.topics and not isinstance(settings.source, Embedded):
             sources = redis_sources(
-                settings, self._deliver, self._hub.interrupt, reactor=reactor, metrics=self._metrics
+                settings, self._deliver, self.hub.interrupt, reactor=reactor, metrics=self._metrics
             )
-            self._hub.source = sources
+            self.hub.source = sources
             sources.setServiceParent(self)
 
     def _terms(self) -> Terms:
@@ -96,7 +96,7 @@ class PushService(MultiService):
         if self._settings.debug:
             for payload in batch.payloads:
                 self._log.debug("Message on {topic}: {payload!r}", topic=batch.topic, payload=payload)
-        self._hub.publish(batch)
+        self.hub.publish(batch)
 
     def listen(self) -> None:
         """Open all ports; raises SettingsError where one cannot be had.
@@ -145,7 +145,7 @@ class PushService(MultiService):
         if self._broker is not None:
             await maybeDeferred(self._broker.stopListening)
         await maybeDeferred(super().stopService)
-        if self._hub.source is not None:
+        if self.hub.source is not None:
             self._log.info(
                 "From Redis: {metrics.messages} messages in {metrics.batches} batches; {metrics.source_gaps}"
                 " source gaps, {metrics.unsubscribed_seconds:.1f} s without a subscription; failures:"

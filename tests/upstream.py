@@ -95,6 +95,17 @@ class Server:
         self.connection.answer(data)
 
 
+_started: list["World"] = []
+
+
+def stop_all() -> None:
+    """Stop all sources that a test has started: one that is garbage while it runs complains."""
+    while _started:
+        world = _started.pop()
+        world.source.stopService()
+        world.settle()
+
+
 class World:
     """A source with its probe, started; it tries again after 1, 2, 3 ... seconds."""
 
@@ -142,6 +153,7 @@ class World:
 
     def start(self) -> "World":
         self.source.startService()
+        _started.append(self)
         return self
 
     def answer_info(self, cut_off: int | None = None) -> None:

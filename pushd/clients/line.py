@@ -219,7 +219,7 @@ class LineFactory(Factory):
         gaps = sum(subscription.source_gaps for subscription in subscriptions)
         if missed or gaps:
             self._log.info(
-                "{peer} left; it missed {missed} messages, and what came in {gaps} source gaps",
+                "{peer} left; it missed {missed} messages, and what was published in {gaps} source gaps",
                 peer=client.outlet.peer,
                 missed=missed,
                 gaps=gaps,

@@ -2,7 +2,6 @@
 
 import re
 
-from pushd.metrics import Reason
 from pushd.sources.connection import RedisConnection, SourceError
 
 _COUNTED = re.compile(rb"^client_output_buffer_limit_disconnections:([0-9]+)", re.MULTILINE)
@@ -19,9 +18,9 @@ class BufferLimit:
         try:
             info = await connection.ask("INFO", b"INFO", b"stats")
         except SourceError as failure:
-            if failure.reason is not Reason.REFUSED:
-                raise
-            return ""  # an ACL may forbid it
+            if failure.is_forbidden or "unknown command" in str(failure):
+                return ""
+            raise
         found = _COUNTED.search(info) if isinstance(info, bytes) else None
         if found is None:
             return ""

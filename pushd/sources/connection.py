@@ -11,13 +11,13 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL
 from service_identity import VerificationError
 from twisted.internet import ssl
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint, wrapClientTLS
 from twisted.internet.error import ConnectionClosed
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
-from txredisapi import SubscriberProtocol
+from txredisapi import RedisError, SubscriberProtocol
 
 from pushd.errors import SettingsError, one_line
 from pushd.metrics import Reason
@@ -99,6 +99,7 @@ class RedisConnection(SubscriberProtocol):
         super().__init__(charset=None, convertNumbers=False)
         self.lost: Deferred[SourceError] = Deferred()
         self.heard_at = clock.seconds()  # when something last came
+        self.proven_at = clock.seconds()  # when that was asked which was last answered
         self._clock = clock
         self._timeout = timeout
         self._why: SourceError | None = None
@@ -121,12 +122,23 @@ class RedisConnection(SubscriberProtocol):
 
     def ask(self, shown: str, *words: bytes) -> Deferred[Any]:
         """Send a command, which is called shown where it must be named; fails with SourceError."""
-        try:
-            answer: Deferred[Any] = self.execute_command(*words)
-        except Exception as error:  # it is lost already
-            raise self._why or SourceError(Reason.CLOSED, one_line(error)) from error
+        answer = self._send(*words)
         answer.addTimeout(self._timeout, self._clock, onTimeoutCancel=lambda *_: self._late(shown))
         return answer.addErrback(self._failed)
+
+    def _send(self, *words: bytes) -> Deferred[Any]:
+        """Send a command; its answer proves that nothing is lost that Redis had sent before it was asked."""
+        asked_at = self._clock.seconds()
+
+        def prove(answer: Any) -> Any:
+            self.proven_at = asked_at
+            return answer
+
+        try:
+            answer: Deferred[Any] = self.execute_command(*words)
+        except RedisError as error:  # it is lost already
+            return fail(error)
+        return answer.addCallback(prove)
 
     def _late(self, shown: str) -> None:
         self.give_up(Reason.TIMEOUT, f"no answer to {shown} within {self._timeout:g} s")
@@ -177,9 +189,12 @@ class RedisConnection(SubscriberProtocol):
 
     def _answered(self, reply: Any) -> None:
         """Take a reply as the answer to the oldest command that waits for one."""
-        if not self.replyQueue.waiting:
+        if self.replyQueue.waiting:
+            self.replyQueue.put(reply)
+        elif isinstance(reply, hiredis.ReplyError):
+            self.give_up(Reason.REFUSED, one_line(reply))  # such as that there are too many clients
+        else:
             raise hiredis.ProtocolError("an answer to nothing")
-        self.replyQueue.put(reply)
 
     def connectionLost(self, why: Failure) -> None:
         """Say why, before txredisapi fails the commands that wait for an answer."""

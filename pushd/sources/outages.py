@@ -45,7 +45,7 @@ class Outages:
         self._mentioned = 0.0
 
     def failed(self, where: str, failure: SourceError, since: float) -> None:
-        """Note that there is no subscription, for any topic; since is when Redis last gave a sign of life."""
+        """Note that there is no subscription, for any topic; since is up to when nothing is missing."""
         now = self._clock.seconds()
         for topic in self._topics:
             self._missing.setdefault(topic, since)

@@ -47,8 +47,11 @@ class Probe:
         self._clock = clock
         self._timeout = timeout
         self._metrics = metrics
-        self.proven_at = 0.0  # when the last probe came back, or the subscription began
+        self.proven_at = (
+            0.0  # when the last probe was sent that came back; at first, when the subscription began
+        )
         self._number = 0
+        self._sent_at = 0.0
         self._awaited: bytes | None = None  # what was published, and has not come back
         self._forbidden = False
 
@@ -56,7 +59,7 @@ class Probe:
         """Take note of what came back on the subscription."""
         if payload == self._awaited:
             self._awaited = None
-            self.proven_at = self._clock.seconds()
+            self.proven_at = self._sent_at
 
     def forbidden(self, failure: SourceError) -> None:
         """Say, once, that Redis does not let pushd probe."""
@@ -95,6 +98,7 @@ class Probe:
     async def _publish(self) -> bool:
         """Publish one probe; raises SourceError."""
         self._number += 1
+        self._sent_at = self._clock.seconds()
         self._awaited = b"%d" % self._number
         for _ in range(MAX_HOPS):
             node = await self._route.find()

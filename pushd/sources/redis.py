@@ -70,14 +70,14 @@ class RedisSource(Service):
         self._patience = patience
         self._buffer_limit = BufferLimit()
         self._failures = 0
-        self._heard_at = 0.0  # the last sign of life
+        self._proven_at = 0.0  # up to then nothing is missing, as its answers say
         self._subscriber: RedisSubscriber | None = None  # while it is subscribed
         self._running: Deferred[None] | None = None
 
     def startService(self) -> None:
         """Begin to connect."""
         super().startService()
-        self._heard_at = self._clock.seconds()
+        self._proven_at = self._clock.seconds()
         self._route.start()
         self._running = Deferred.fromCoroutine(self._follow())
         self._running.addErrback(lambda failure: failure.trap(CancelledError))
@@ -112,15 +112,21 @@ class RedisSource(Service):
         try:
             node = await self._route.find()
         except SourceError as error:
-            self._outages.failed(str(self._redis), error, self._heard_at)
+            self._outages.failed(str(self._redis), error, self._proven_at)
             return False
         failure = await self._serve(node)
         subscribed, self._subscriber = self._subscriber is not None, None
         at_once = self._route.ended(node, failure)
         if subscribed or not at_once:  # to be sent on is no failure
-            proven_at = self._probe.proven_at if self._probe and failure.reason is Reason.PROBE else None
-            self._outages.failed(node.name, failure, proven_at or self._heard_at)
+            self._outages.failed(node.name, failure, self._since(failure))
         return at_once
+
+    def _since(self, failure: SourceError) -> float:
+        """Return the time up to which it is certain that nothing is missing."""
+        if self._probe and failure.reason in (Reason.PROBE, Reason.MOVED):
+            # The answers were those of a server that was the right one no more.
+            return min(self._probe.proven_at, self._proven_at)
+        return self._proven_at
 
     async def _serve(self, node: Node) -> SourceError:
         """Return why a node does not serve, or does no longer."""
@@ -163,7 +169,7 @@ class RedisSource(Service):
         try:
             return await subscriber.lost
         finally:
-            self._heard_at = subscriber.heard_at
+            self._proven_at = subscriber.proven_at
             for task in beside:
                 task.cancel()
 
@@ -197,7 +203,7 @@ class RedisSource(Service):
         except SourceError as failure:
             if not failure.is_forbidden:
                 raise
-            self._outages.refused(topic, node.name, failure, self._heard_at)
+            self._outages.refused(topic, node.name, failure, self._proven_at)
             return False
         self._outages.confirmed(topic)
         return True

@@ -81,7 +81,7 @@ class RedisSubscriber(RedisConnection):
 
     def _ping(self) -> None:
         if self._deadline is None:
-            self.execute_command("PING").addCallbacks(self._answered_ping, lambda _: None)
+            self._send(b"PING").addCallbacks(self._answered_ping, lambda _: None)
             self._expect_life()
 
     def _expect_life(self) -> None:
