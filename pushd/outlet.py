@@ -35,6 +35,10 @@ class Transport(Protocol):
     def abortConnection(self) -> None:
         """Close at once."""
 
+    @property
+    def disconnecting(self) -> int:
+        """Whether it is to close when nothing is left to send, and no producer is registered."""
+
 
 class Reader(Protocol):
     """What the outlet needs of the protocol that reads from the same client."""
@@ -55,10 +59,13 @@ class Outlet:
     piece, whenever the transport asks for more, and until it is gone the hub leaves the outlet alone. The
     remainder is a view into the bytes that were sent, which outlets share that were sent them together.
 
-    Transports that hide their socket, such as TLS, are always asked to ask.
+    Transports that hide their socket, such as TLS, are given everything piece by piece. Always the transport
+    at the bottom is asked to ask: one above it may ask before it has handed on what it was given. TLS keeps
+    small writes for a turn: the outlet would be done, and be sent more, with a client that reads nothing.
     """
 
     __slots__ = (
+        "_bottom",
         "_descriptor",
         "_hub",
         "_reader",
@@ -83,6 +90,7 @@ class Outlet:
         self._reader = reader
         self._hub = hub
         self._descriptor = transport if isinstance(transport, FileDescriptor) else None
+        self._bottom = _bottom(transport)
         self._rest: bytes | memoryview = b""
         self._replies = b""
         self._reading_paused = False
@@ -103,7 +111,7 @@ class Outlet:
             return
         self._rest = memoryview(data)[taken:]
         self.lagging = True
-        self._transport.registerProducer(self, False)
+        self._bottom.registerProducer(self, False)
 
     def reply(self, data: bytes) -> None:
         """Send an answer to what the client itself has sent, behind the frame that is on its way."""
@@ -159,11 +167,15 @@ class Outlet:
 
     def resumeProducing(self) -> None:
         """Hand on the next piece, or stop lagging: the transport has nothing left."""
+        if self._bottom.disconnecting:
+            # TLS has ended, and drops what it is given; Twisted closes once no producer is registered.
+            self._bottom.unregisterProducer()
+            return
         if piece := self._next_piece():
             self._transport.write(piece)
             return
         self.lagging = False
-        self._transport.unregisterProducer()
+        self._bottom.unregisterProducer()
         if self.closing:
             self._transport.loseConnection()
             return
@@ -185,3 +197,10 @@ class Outlet:
     def _abandon(self) -> None:
         for subscription in self.subscriptions:
             self._hub.abandon(subscription)
+
+
+def _bottom(transport: Transport) -> Transport:
+    """Return the innermost of transports that wrap one another, as protocols of Twisted do."""
+    while (inner := getattr(transport, "transport", None)) is not None:
+        transport = inner
+    return transport

@@ -1,10 +1,18 @@
 """Stand-ins for what clients are reached through: outlets for the hub, transports for outlets."""
 
+import contextlib
+import ssl
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.address import IPv4Address
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.ssl import DefaultOpenSSLContextFactory
+from twisted.internet.task import Clock
+from twisted.protocols.policies import WrappingFactory
+from twisted.protocols.tls import TLSMemoryBIOFactory
 
 from pushd.message import Topic
 
@@ -95,6 +103,55 @@ class Kernel(FileDescriptor):
 
     def loseConnection(self) -> None:
         self.closed = True
+        self.disconnecting = 1
 
     def abortConnection(self) -> None:
         self.aborted = True
+
+
+class TlsClient:
+    """A client by TLS, and the transport that Twisted puts over a kernel for it; they have shaken hands.
+
+    Wrapped means that one more transport is above that of TLS, as the endpoint "haproxy:ssl:" makes it.
+    """
+
+    def __init__(self, kernel: Kernel, certificate: Path, clock: Clock, *, wrapped: bool = False) -> None:
+        factory = Factory.forProtocol(Protocol)
+        context_factory = DefaultOpenSSLContextFactory(str(certificate), str(certificate))
+        self._server = TLSMemoryBIOFactory(
+            context_factory, False, WrappingFactory(factory) if wrapped else factory, clock
+        ).buildProtocol(kernel.getPeer())
+        self._server.makeConnection(kernel)
+        self.transport: Any = self._server.wrappedProtocol if wrapped else self._server
+        self._kernel = kernel
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        context = ssl.create_default_context(cafile=str(certificate))
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname="127.0.0.1")
+        self._taken = 0
+        self._until_it_must_wait(self._tls.do_handshake)  # says hello
+        self._until_it_must_wait(self._tls.do_handshake)  # hears the answer, and is done
+
+    def read(self) -> bytes:
+        """Return all that the kernel has taken for the client since the last time."""
+        received: list[bytes] = []
+
+        def read() -> None:
+            while data := self._tls.read(1024**2):
+                received.append(data)
+
+        self._until_it_must_wait(read)
+        return b"".join(received)
+
+    def say_goodbye(self) -> None:
+        """End TLS, but not the connection."""
+        self._until_it_must_wait(self._tls.unwrap)
+
+    def _until_it_must_wait(self, step: Callable[[], object]) -> None:
+        self._kernel.make_room(0)
+        received = self._kernel.received
+        self._incoming.write(received[self._taken :])
+        self._taken = len(received)
+        with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLZeroReturnError):
+            step()
+        if self._outgoing.pending:
+            self._server.dataReceived(self._outgoing.read())

@@ -1,5 +1,8 @@
 """The outlet: the straight way to the kernel, lag, order of frames and replies, and closing."""
 
+from pathlib import Path
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.error import ConnectionLost
@@ -14,7 +17,8 @@ from pushd.message import Batch, Topic
 from pushd.metrics import Metrics
 from pushd.outlet import PIECE_BYTES, REPLIES_BYTES, Outlet
 from pushd.settings import SlowPolicy
-from tests.clients import Kernel
+from tests.clients import Kernel, TlsClient
+from tests.integration.certificates import write_certificate
 
 UPDATES = Topic(b"updates")
 
@@ -55,6 +59,30 @@ class World:
     def settle(self) -> None:
         while self.clock.getDelayedCalls():
             self.clock.advance(0)
+
+
+class TlsWorld(World):
+    """A hub, and one client by TLS that has stopped reading."""
+
+    def __init__(self, directory: Path, *, wrapped: bool = False) -> None:
+        super().__init__()
+        certificate = write_certificate(directory / "server.pem", "127.0.0.1")
+        self.client = TlsClient(self.kernel, certificate, self.clock, wrapped=wrapped)
+        self.settle()
+        self.kernel.room = 0
+        self.outlet = Outlet(self.client.transport, self.reader, self.hub, "192.0.2.1:4242")
+
+    def settle(self) -> None:
+        super().settle()
+        while self.kernel.room and self.kernel.buffered():
+            self.kernel.make_room(0)
+            super().settle()
+
+    def read(self, room: int) -> bytes:
+        """Let the client read, and return what it gets."""
+        self.kernel.make_room(room)
+        self.settle()
+        return self.client.read()
 
 
 def test_it_is_a_pull_producer() -> None:
@@ -225,6 +253,62 @@ def test_a_transport_that_hides_its_socket_is_asked_to_ask() -> None:
         transport.producer.resumeProducing()
     assert transport.value() == b"frame\r\necho\r\n"
     assert not outlet.lagging
+
+
+TLS_PIECE_BYTES = PIECE_BYTES + 1024
+"""One piece, with what TLS adds to it."""
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_many_frames_leave_one_piece_in_the_buffers_of_tls(tmp_path: Path, *, wrapped: bool) -> None:
+    world = TlsWorld(tmp_path, wrapped=wrapped)
+    world.subscribe()
+    frames = [b"%06d" % number + b"x" * 50_000 for number in range(15)]
+    for frame in frames:
+        world.publish(frame)
+    assert world.kernel.buffered() <= TLS_PIECE_BYTES
+    assert world.outlet.lagging
+    assert world.read(10**9) == b"".join(frame + b"\r\n" for frame in frames)
+    assert not world.outlet.lagging
+    assert world.kernel.producer is None
+
+
+def test_a_large_frame_leaves_one_piece_in_the_buffers_of_tls(tmp_path: Path) -> None:
+    world = TlsWorld(tmp_path)
+    world.outlet.send(b"x" * 1024**2)
+    world.settle()
+    received = b""
+    while world.outlet.lagging:
+        assert world.kernel.buffered() <= TLS_PIECE_BYTES
+        received += world.read(10_000)
+    assert received == b"x" * 1024**2
+
+
+def test_by_tls_it_is_flushed_and_closed_once_the_kernel_has_everything(tmp_path: Path) -> None:
+    world = TlsWorld(tmp_path)
+    world.outlet.reply(b"echo\r\n")
+    world.settle()
+    assert not world.outlet.flushed
+    world.outlet.close()
+    world.settle()
+    assert world.read(10) == b""
+    assert not world.outlet.flushed
+    assert world.read(10**9) == b"echo\r\n"
+    assert world.outlet.flushed
+
+
+def test_a_client_that_ends_tls_while_it_lags_is_let_go(tmp_path: Path) -> None:
+    world = TlsWorld(tmp_path)
+    world.subscribe()
+    world.publish(b"x" * 1024**2)
+    world.publish(b"too late")
+    world.client.say_goodbye()
+    assert world.kernel.closed
+    world.read(10**9)
+    assert world.kernel.producer is None  # which would have kept Twisted from closing
+    world.outlet.lost()
+    (subscription,) = world.outlet.subscriptions
+    assert subscription.missed == 1
 
 
 @given(
