@@ -1,5 +1,6 @@
 """The service: the one place where all parts are put together, and taken apart in order."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from twisted.application.service import MultiService
@@ -42,19 +43,19 @@ class PushService(MultiService):
         super().__init__()
         self._settings = settings
         self._reactor = reactor
-        self._metrics = Metrics()
+        self.metrics = Metrics()
         self._descriptors = raise_descriptor_limit()
-        self.hub = Hub(reactor, settings.history, self._metrics)
+        self.hub = Hub(reactor, settings.history, self.metrics)
         for topic in settings.topics:
             self.hub.open(topic)
-        self._clients = LineFactory(self._terms(), self.hub, reactor, self._metrics)
+        self._clients = LineFactory(self._terms(), self.hub, reactor, self.metrics)
         self._endpoints = [self._endpoint(text) for text in settings.endpoints]
         self._ports: list[IListeningPort] = []
         self._broker: IListeningPort | None = None
         self._in_a_hurry = False
         if settings.topics and not isinstance(settings.source, Embedded):
             sources = redis_sources(
-                settings, self._deliver, self.hub.interrupt, reactor=reactor, metrics=self._metrics
+                settings, self._deliver, self.hub.interrupt, reactor=reactor, metrics=self.metrics
             )
             self.hub.source = sources
             sources.setServiceParent(self)
@@ -98,8 +99,8 @@ class PushService(MultiService):
                 self._log.debug("Message on {topic}: {payload!r}", topic=batch.topic, payload=payload)
         self.hub.publish(batch)
 
-    def listen(self) -> None:
-        """Open all ports; raises SettingsError where one cannot be had.
+    def listen(self) -> Sequence[IListeningPort]:
+        """Open all ports, and return those for clients; raises SettingsError where one cannot be had.
 
         For makeService to call: twistd is still in the foreground then, and can tell the user.
         """
@@ -110,6 +111,7 @@ class PushService(MultiService):
             if isinstance(port, FileDescriptor):
                 tune_listener(port.fileno(), self._settings.send_buffer)
             self._ports.append(port)
+        return self._ports
 
     def _open_broker(self, embedded: Embedded) -> IListeningPort:
         factory = BrokerFactory(self._settings.topics, self._deliver, password=embedded.password)
@@ -150,8 +152,8 @@ class PushService(MultiService):
                 "From Redis: {metrics.messages} messages in {metrics.batches} batches; {metrics.source_gaps}"
                 " source gaps, {metrics.unsubscribed_seconds:.1f} s without a subscription; failures:"
                 " {failures}; probes: {metrics.probes_sent} sent, {metrics.probes_missed} missed",
-                metrics=self._metrics,
-                failures=", ".join(f"{n} {reason}" for reason, n in self._metrics.reconnects.items())
+                metrics=self.metrics,
+                failures=", ".join(f"{n} {reason}" for reason, n in self.metrics.reconnects.items())
                 or "none",
             )
         self._log.info(
@@ -159,7 +161,7 @@ class PushService(MultiService):
             " {cut_off} cut off with something left to send; {metrics.messages} messages,"
             " {metrics.missed} missed",
             source=self._settings.source,
-            metrics=self._metrics,
+            metrics=self.metrics,
             cut_off=cut_off,
         )
 

@@ -517,3 +517,17 @@ def test_whatever_redis_sends_is_delivered_or_ends_in_a_clean_reconnect(
     world.source.stopService()
     world.settle()
     assert world.clock.getDelayedCalls() == []
+
+
+def test_what_follows_a_wrong_answer_in_one_read_is_not_of_a_living_connection() -> None:
+    world = subscribed(UPDATES, BINARY)
+    world.server.connection.lose(ConnectionDone())
+    world.clock.advance(1)
+    world.answer_info()
+    world.server.answer(confirmed(NEWS) + confirmed(BINARY) + published([b"lost"], BINARY.name))
+    assert world.gaps == []
+    world.settle()
+    world.clock.advance(2)
+    world.subscribe()
+    assert [topic for topic, _ in world.gaps] == [UPDATES, BINARY]
+    assert world.batches == []

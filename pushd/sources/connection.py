@@ -99,7 +99,6 @@ class RedisConnection(SubscriberProtocol):
         super().__init__(charset=None, convertNumbers=False)
         self.lost: Deferred[SourceError] = Deferred()
         self.heard_at = clock.seconds()  # when something last came
-        self.proven_at = clock.seconds()  # when that was asked which was last answered
         self._clock = clock
         self._timeout = timeout
         self._why: SourceError | None = None
@@ -122,23 +121,12 @@ class RedisConnection(SubscriberProtocol):
 
     def ask(self, shown: str, *words: bytes) -> Deferred[Any]:
         """Send a command, which is called shown where it must be named; fails with SourceError."""
-        answer = self._send(*words)
-        answer.addTimeout(self._timeout, self._clock, onTimeoutCancel=lambda *_: self._late(shown))
-        return answer.addErrback(self._failed)
-
-    def _send(self, *words: bytes) -> Deferred[Any]:
-        """Send a command; its answer proves that nothing is lost that Redis had sent before it was asked."""
-        asked_at = self._clock.seconds()
-
-        def prove(answer: Any) -> Any:
-            self.proven_at = asked_at
-            return answer
-
         try:
             answer: Deferred[Any] = self.execute_command(*words)
         except RedisError as error:  # it is lost already
-            return fail(error)
-        return answer.addCallback(prove)
+            answer = fail(error)
+        answer.addTimeout(self._timeout, self._clock, onTimeoutCancel=lambda *_: self._late(shown))
+        return answer.addErrback(self._failed)
 
     def _late(self, shown: str) -> None:
         self.give_up(Reason.TIMEOUT, f"no answer to {shown} within {self._timeout:g} s")
@@ -183,18 +171,23 @@ class RedisConnection(SubscriberProtocol):
         """Take in all replies that are complete; return whether there was one."""
         some = False
         while (reply := self._parser.gets()) is not False:
-            self._answered(reply)
             some = True
+            if not self._answered(reply):
+                break
         return some
 
-    def _answered(self, reply: Any) -> None:
-        """Take a reply as the answer to the oldest command that waits for one."""
+    def _answered(self, reply: Any) -> bool:
+        """Take a reply as the answer to the oldest command that waits; return whether to read another.
+
+        Not when the connection has been given up for it: what it confirms later is confirmed of a dead one.
+        """
         if self.replyQueue.waiting:
             self.replyQueue.put(reply)
         elif isinstance(reply, hiredis.ReplyError):
             self.give_up(Reason.REFUSED, one_line(reply))  # such as that there are too many clients
         else:
             raise hiredis.ProtocolError("an answer to nothing")
+        return self._why is None
 
     def connectionLost(self, why: Failure) -> None:
         """Say why, before txredisapi fails the commands that wait for an answer."""

@@ -49,21 +49,22 @@ class RedisSubscriber(RedisConnection):
     ) -> None:
         super().__init__(clock, timeout)
         self._deliver = deliver
+        self.proven_at = 0.0  # what Redis has published until then has been handed on, as an answer proves
         self._probe = probe
         self._topics: dict[Kind, dict[bytes, Topic]] = {kind: {} for kind in Kind}
         for topic in (*topics, *([probe.topic] if probe else [])):
             self._topics[topic.kind][topic.name] = topic
         self._pings: LoopingCall | None = None
         self._deadline: IDelayedCall | None = None  # of the ping that waits for its answer
-        self._pinged_at = 0.0
         self._held_back = False
 
     async def subscribe_to(self, topic: Topic) -> None:
         """Return once Redis has confirmed one topic; raises SourceError."""
-        command = SUBSCRIBE[topic.kind]
+        command, asked_at = SUBSCRIBE[topic.kind], self._clock.seconds()
         answer = await self.ask(f"{command.decode()} {topic}", command, topic.name)
         if not isinstance(answer, list) or answer[:2] != [command.lower(), topic.name]:
             raise SourceError(Reason.PROTOCOL, f"protocol error: {topic} is not what was confirmed")
+        self.proven_at = asked_at
 
     def keep_alive(self, seconds: float) -> None:
         """Ask for a sign of life every so often. While the connection lasts."""
@@ -81,27 +82,29 @@ class RedisSubscriber(RedisConnection):
 
     def _ping(self) -> None:
         if self._deadline is None:
-            self._send(b"PING").addCallbacks(self._answered_ping, lambda _: None)
-            self._expect_life()
+            asked_at = self._clock.seconds()
+            self.execute_command("PING").addCallbacks(self._ponged, lambda _: None, (asked_at,))
+            self._expect_life(asked_at)
 
-    def _expect_life(self) -> None:
-        self._pinged_at = self._clock.seconds()
-        self._deadline = self._clock.callLater(self._timeout, self._overdue)
-
-    def _answered_ping(self, answer: object) -> None:
-        self._alive()
-        if answer not in ([b"pong", b""], b"PONG"):  # before it is subscribed
+    def _ponged(self, answer: object, asked_at: float) -> None:
+        self._expect_nothing()
+        if answer in ([b"pong", b""], b"PONG"):  # PONG while all topics are refused
+            self.proven_at = asked_at
+        else:
             self.give_up(Reason.PROTOCOL, "protocol error: that is no answer to PING")
 
-    def _alive(self) -> None:
+    def _expect_life(self, since: float) -> None:
+        self._deadline = self._clock.callLater(self._timeout, self._overdue, since)
+
+    def _expect_nothing(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
 
-    def _overdue(self) -> None:
-        if self._held_back or self.heard_at > self._pinged_at:
+    def _overdue(self, since: float) -> None:
+        if self._held_back or self.heard_at > since:
             # The answer is behind messages that have still to be read.
-            self._expect_life()
+            self._expect_life(self._clock.seconds())
             return
         self._deadline = None
         self.give_up(Reason.TIMEOUT, f"no answer to PING within {self._timeout:g} s")
@@ -130,7 +133,8 @@ class RedisSubscriber(RedisConnection):
                     case [b"sunsubscribe", _, int()]:
                         self.give_up(Reason.MOVED, "its slot has moved to another node")
                     case _:
-                        self._answered(reply)
+                        if not self._answered(reply):
+                            break
         finally:
             self._hand_on(Kind.CHANNEL, channels)
             self._hand_on(Kind.PATTERN, patterns)
@@ -151,5 +155,5 @@ class RedisSubscriber(RedisConnection):
         """End with the connection what belongs to it."""
         if self._pings is not None and self._pings.running:
             self._pings.stop()
-        self._alive()
+        self._expect_nothing()
         super().connectionLost(why)
