@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint format bench bench-quick clean
+.PHONY: run test chaos lint format bench bench-quick clean
 
 # A pushd to try: it brings its own broker, so that nothing else has to be installed.
 run: .venv/installed
@@ -14,6 +14,11 @@ test: .venv/tested
 	$(BIN)/python -m pytest --cov --cov-report= $(ARGS)
 	$(BIN)/coverage report
 	$(BIN)/coverage report --fail-under=100 --include=$(FLOORS)
+
+# What make test does with 100 schedules of harm between pushd and Redis, with others or more of them.
+SEEDS := 0:1000
+chaos: .venv/tested
+	$(BIN)/python -m pytest tests/integration/test_chaos.py --chaos-seeds=$(SEEDS)
 
 lint: .venv/linted
 	$(BIN)/ruff format --check .

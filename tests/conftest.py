@@ -18,6 +18,11 @@ settings.register_profile("pushd", deadline=None)
 settings.load_profile("pushd")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let `make chaos` choose what is played."""
+    parser.addoption("--chaos-seeds", default="0:100", metavar="FROM:TO", help="schedules of harm to play")
+
+
 @pytest.fixture
 def redis_server() -> Iterator[RedisServer]:
     """Start a real redis-server for one test."""

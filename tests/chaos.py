@@ -1,0 +1,187 @@
+"""Chaos: a pushd whose Redis is behind a proxy that does harm by seeded schedules; clients that record."""
+
+import re
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from twisted.internet.address import IPv4Address
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
+from twisted.internet.protocol import connectionDone
+from twisted.internet.task import deferLater
+from twisted.protocols.basic import LineReceiver
+from twisted.python.failure import Failure
+from txredisapi import RedisProtocol
+
+from pushd.encoders import Encoder, encode_lines
+from pushd.message import SourceGap, Topic
+from pushd.redis_urls import Address, Redis
+from pushd.service import PushService
+from pushd.settings import Settings, SlowPolicy
+from pushd.sources.deployments import LONGEST_DELAY_SECONDS
+from tests.clients import RecordingOutlet
+from tests.faults import FaultyProxy, run, schedule
+
+LOOPBACK = "127.0.0.1"
+SCHEDULE_SECONDS = 0.6
+PUBLISH_SECONDS = 0.01
+PING_SECONDS = 0.2
+ANSWER_SECONDS = 0.3
+DRAIN_SECONDS = 1.0
+
+RECOVERY_SECONDS = PING_SECONDS + ANSWER_SECONDS + 1.25 * LONGEST_DELAY_SECONDS + 3 * ANSWER_SECONDS
+"""So long after harm pushd receives again, at most: it notices, waits, connects, asks, and is confirmed."""
+
+BUSY_SECONDS = 5.0
+"""What is granted besides to a machine that does other things too."""
+
+SHOWING_GAPS = Encoder(encode_lines, lambda gap: b"gap %r %r\r\n" % (gap.since, gap.until))
+
+
+@dataclass(frozen=True)
+class Published:
+    """A message, known by its number, and between which times Redis took it."""
+
+    before: float
+    after: float
+
+
+class LineClient(LineReceiver):
+    """A client of the line protocol, by TCP."""
+
+    def __init__(self) -> None:
+        self.lines: list[bytes] = []
+        self.closed: Deferred[None] = Deferred()
+
+    def lineReceived(self, line: bytes) -> None:
+        self.lines.append(line)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.closed.callback(None)
+
+
+async def survive(seed: int, redis_port: int, reactor: Any) -> str:
+    """Play one schedule to a whole pushd, and check what must hold; return what did not, with the seed."""
+    try:
+        async with FaultyProxy(reactor, redis_port) as proxy:
+            await _survive(seed, redis_port, proxy, reactor)
+    except Exception:
+        return f"seed {seed}: {schedule(seed, SCHEDULE_SECONDS)}\n{Failure().getTraceback()}"
+    return ""
+
+
+async def _survive(seed: int, redis_port: int, proxy: FaultyProxy, reactor: Any) -> None:
+    topic = Topic(b"chaos-%d" % seed)
+    service = PushService(
+        Settings(
+            endpoints=(f"tcp:0:interface={LOOPBACK}",),
+            topics=(topic,),
+            source=Redis(address=Address(LOOPBACK, proxy.port)),
+            redis_ping=PING_SECONDS,
+            redis_timeout=ANSWER_SECONDS,
+            redis_probe=PING_SECONDS,
+            drain=DRAIN_SECONDS,
+        ),
+        reactor,
+    )
+    (port,) = [port.getHost() for port in service.listen()]
+    assert isinstance(port, IPv4Address)
+    service.startService()
+    recorder = RecordingOutlet()
+    service.hub.subscribe(topic, recorder, SHOWING_GAPS, SlowPolicy.DISCONNECT)
+    client: LineClient = await connectProtocol(TCP4ClientEndpoint(reactor, LOOPBACK, port.port), LineClient())
+    publisher = await connectProtocol(
+        TCP4ClientEndpoint(reactor, LOOPBACK, redis_port), RedisProtocol(charset=None, convertNumbers=False)
+    )
+    published: list[Published] = []
+
+    async def publish() -> None:
+        """Publish numbers for ever, to pushd's own Redis and not through the proxy."""
+        while True:
+            number = b"%d" % len(published)
+            before = reactor.seconds()
+            await publisher.publish(topic.name, b"%s %08x" % (number, zlib.crc32(number)))
+            published.append(Published(before, reactor.seconds()))
+            await deferLater(reactor, PUBLISH_SECONDS)
+
+    async def until(condition: Callable[[], object], what: str) -> None:
+        deadline = reactor.seconds() + RECOVERY_SECONDS + BUSY_SECONDS
+        while not condition():
+            assert reactor.seconds() < deadline, f"not in time: {what}"
+            await deferLater(reactor, PUBLISH_SECONDS)
+
+    def received(first: int) -> bool:
+        return any(type(entry) is int and entry >= first for entry in read(recorder.received[-200:]))
+
+    harm = Random(seed)
+    publishing = None
+    try:
+        await until(lambda: service.metrics.probes_sent, "it is subscribed")
+        publishing = Deferred.fromCoroutine(publish())
+        publishing.addErrback(lambda failure: failure.trap(CancelledError))
+        await run(proxy, schedule(seed, SCHEDULE_SECONDS), harm)
+        healed = len(published)
+        await until(lambda: received(healed), "it receives again")
+    finally:
+        if publishing:
+            publishing.cancel()
+        publisher.transport.abortConnection()
+        if harm.random() < 0.3:
+            proxy.freeze()
+        stopping, before_stop = reactor.seconds(), messages_in(recorder.received)
+        await service.stopService()
+    assert reactor.seconds() - stopping < DRAIN_SECONDS + BUSY_SECONDS, "it did not stop within its budget"
+    await client.closed
+    check(read(recorder.received), published)
+    # What comes when pushd is stopping may find the client closed.
+    messages = messages_in(recorder.received)[: max(len(client.lines), len(before_stop))]
+    assert client.lines == messages, f"the line client got {client.lines}, not {messages}"
+
+
+def messages_in(lines: bytes) -> list[bytes]:
+    """Return what a client of the line protocol is sent of this."""
+    return [line for line in lines.split(b"\r\n")[:-1] if not line.startswith(b"gap ")]
+
+
+Entry = int | SourceGap | None
+"""What a client was sent: a number, a source gap, or a message that was damaged on its way to pushd."""
+
+
+def read(lines: bytes) -> list[Entry]:
+    """Return what the lines say; what was cut off in front is damaged."""
+    return [_read(line) for line in lines.split(b"\r\n")[:-1]]
+
+
+def _read(line: bytes) -> Entry:
+    if gap := re.fullmatch(rb"gap (\S+) (\S+)", line):
+        return SourceGap(float(gap[1]), float(gap[2]))
+    message = re.fullmatch(rb"(\d+) ([0-9a-f]{8})", line)
+    return int(message[1]) if message and zlib.crc32(message[1]) == int(message[2], 16) else None
+
+
+def check(entries: Sequence[Entry], published: Sequence[Published]) -> None:
+    """Check that numbers rise, and that what is lacking between two was published within a gap between them.
+
+    What a damaged message has swallowed is excused: nobody behind a damaged link can know of it.
+    """
+    last = -1
+    between: list[Entry] = []
+    for entry in entries:
+        if not isinstance(entry, int):
+            between.append(entry)
+            continue
+        assert entry > last, f"{entry} after {last}: twice, or out of order"
+        for number in range(last + 1, entry):
+            assert any(map(_covers(published[number]), between)), (
+                f"{number}, {published[number]}, is lacking without a gap in {between}"
+            )
+        last, between = entry, []
+
+
+def _covers(message: Published) -> Callable[[Entry], bool]:
+    return lambda entry: (
+        not isinstance(entry, SourceGap) or (entry.since <= message.after and message.before <= entry.until)
+    )
