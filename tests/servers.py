@@ -32,9 +32,8 @@ HOST = "127.0.0.1"
 SLOTS = 16384
 BUS = 10000
 """What Redis adds to a port for that of the bus of a Cluster."""
-ROLES = {"myself", "master", "slave"}
-"""All flags that a server of a Cluster has if nothing is wrong with it."""
 NOTHING = object()
+"""Stands for an answer that is not complete yet."""
 ENCRYPTED = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 """For those who look after the servers. It takes every certificate, and no time to load authorities."""
 ENCRYPTED.check_hostname = False
@@ -262,6 +261,7 @@ class Deployment:
         self._running = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
+        assert not self.servers
         with contextlib.ExitStack() as stack:
             self._running = stack
             self._start()
@@ -314,7 +314,8 @@ class Deployment:
 class Replicated(Deployment):
     """A master, its replica, and three Sentinels of whom two have to agree.
 
-    They know each other from the beginning by their configuration, as restarted Sentinels do.
+    They know each other from the beginning by their configuration, as restarted Sentinels do. It settles only
+    while both servers run; one that is restarted begins in the role that it had in the beginning.
     """
 
     def __init__(
@@ -530,9 +531,10 @@ class Cluster(Deployment):
 
     def _is_settled(self) -> bool:
         answering = self.answering()
+        roles = {self._names[node.port].decode(): node.role() for node in answering}
         return all(
             {"cluster_state:ok", f"cluster_known_nodes:{len(self.servers)}"} <= _lines(node, "INFO")
-            and sum(_is_connected(line) for line in _lines(node, "NODES")) == len(answering)
+            and dict(filter(None, map(_role, _lines(node, "NODES")))) == roles
             and (node.role() == "master" or node.is_connected())
             for node in answering
         )
@@ -586,7 +588,10 @@ def _lines(node: Node, what: str) -> set[str]:
     return set(answer.decode().split("\n" if what == "NODES" else "\r\n"))
 
 
-def _is_connected(line: str) -> bool:
-    """Tell whether a line of CLUSTER NODES is of a server that is there, to the best of the knowledge."""
+def _role(line: str) -> tuple[str, str] | None:
+    """Return the name and the role of a server of which a line of CLUSTER NODES says nothing bad."""
     fields = line.split(" ")
-    return len(fields) >= 8 and fields[7] == "connected" and not {*fields[2].split(",")} - ROLES
+    if len(fields) < 8 or fields[7] != "connected":
+        return None
+    flags = set(fields[2].split(",")) - {"myself"}
+    return (fields[0], flags.pop()) if flags in ({"master"}, {"slave"}) else None
