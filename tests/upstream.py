@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.error import ConnectError, ConnectionDone
+from twisted.internet.error import ConnectError, ConnectionDone, DNSLookupError
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
@@ -74,7 +74,8 @@ class Server:
     def connect(self, protocolFactory: Any) -> "Deferred[Any]":
         self.attempts += 1
         if self.hangs:
-            return Deferred()
+            # As HostnameEndpoint fails when it is cancelled while it looks up a name.
+            return Deferred(lambda attempt: attempt.errback(DNSLookupError()))
         if self.refuses:
             raise ConnectError(string="refused")
         connection = Connection(self._clock)

@@ -110,7 +110,7 @@ class RedisConnection(SubscriberProtocol):
         factory = Factory.forProtocol(lambda: self)
         factory.noisy = False
         try:
-            await node.endpoint.connect(factory)
+            await _cancellable(node.endpoint.connect(factory))
         except CancelledError:
             raise
         except Exception as error:
@@ -194,6 +194,25 @@ class RedisConnection(SubscriberProtocol):
         self._why = self._why or SourceError(_reason(why.value), _describe(why.value))
         super().connectionLost(why)
         self.lost.callback(self._why)
+
+
+def _cancellable(attempt: Deferred[Any]) -> Deferred[Any]:
+    """Return what fails with CancelledError if it is cancelled.
+
+    Endpoints make other errors of that: that a name was not found, where it was still being looked up.
+    """
+
+    def cancel(outcome: Deferred[Any]) -> None:
+        outcome.errback(CancelledError())
+        attempt.cancel()
+
+    def pass_on(result: Any) -> None:
+        if not outcome.called:
+            outcome.callback(result)
+
+    outcome: Deferred[Any] = Deferred(cancel)
+    attempt.addBoth(pass_on)
+    return outcome
 
 
 def _reason(error: BaseException | None) -> Reason:
