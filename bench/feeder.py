@@ -12,6 +12,7 @@ import sys
 
 from bench.wires import CHANNEL, RESP, filler, micros, payload
 
+NO_INFO = b"$0\r\n\r\n"
 CONFIRMED = b"*3\r\n$9\r\nsubscribe\r\n$%d\r\n%b\r\n:1\r\n" % (len(CHANNEL), CHANNEL)
 
 
@@ -28,8 +29,9 @@ def main() -> None:
         print("ready", flush=True)
         connection, _ = listener.accept()
     with connection:
-        connection.recv(1024)
-        connection.sendall(CONFIRMED)
+        for answer in (NO_INFO, CONFIRMED):
+            connection.recv(1024)
+            connection.sendall(answer)
         sys.stdin.readline()
         start = micros()
         connection.sendall(prepared)

@@ -217,9 +217,10 @@ def _floor(port: int, redis_port: int) -> Sequence[str]:
 
 @contextlib.contextmanager
 def fed_pushd(feeder_port: int) -> Iterator[System]:
-    """Run pushd beside something else than a real Redis."""
+    """Run pushd beside something else than a real Redis, which knows of no probes."""
     port = free_port()
-    with temporary() as directory, running(_pushd(port, feeder_port), answers(port), directory) as pid:
+    words = (*_pushd(port, feeder_port), "--redis-probe", "0")
+    with temporary() as directory, running(words, answers(port), directory) as pid:
         yield System(port, feeder_port, (pid,), ())
 
 
