@@ -77,6 +77,10 @@ class Peer(Protocol):
         await self._until(lambda: len(self.received) >= size or self.ended or self.lost is not None)
         return self.received
 
+    async def receive(self, data: bytes) -> None:
+        """Return once exactly this has been received in all."""
+        assert await self.get(len(data)) == data
+
     async def get_all(self) -> bytes:
         """Return all that was received, once the other side has ended its sending."""
         await self._until(lambda: self.ended)
@@ -144,7 +148,7 @@ async def a_while(reactor: Any, server: Server) -> None:
     other = await server.next()
     for turn in range(1, 11):
         witness.transport.write(b"x")
-        assert await witness.get(len(b"x" * turn)) == b"x" * turn
+        await witness.receive(b"x" * turn)
     await witness.close()
     await other.get_lost()
 
@@ -161,7 +165,7 @@ async def test_it_passes_everything_on(reactor: Any, proxy: FaultyProxy, server:
     for number, (client, _) in enumerate(clients):
         client.transport.write(b"%d" % number * 100_000)
     for number, (client, _) in enumerate(clients):
-        assert await client.get(len(b"%d" % number * 100_000)) == b"%d" % number * 100_000
+        await client.receive(b"%d" % number * 100_000)
     assert (proxy.connections, proxy.accepted) == (3, 3)
     for client, _ in clients:
         await client.close()
@@ -272,13 +276,13 @@ async def test_refused(reactor: Any, proxy: FaultyProxy, server: Server) -> None
         with pytest.raises(ConnectError, match="refused"):
             await connect(reactor, proxy.port)
         client.transport.write(b"x")
-        assert await client.get(len(b"x" * turn)) == b"x" * turn
+        await client.receive(b"x" * turn)
         proxy.heal()
         proxy.refuse()
         proxy.heal()
         other, _ = await pair(reactor, proxy, server)
         other.transport.write(b"works")
-        assert await other.get(len(b"works")) == b"works"
+        await other.receive(b"works")
     assert proxy.accepted == 4
     proxy.refuse()  # and stop, while it refuses
 
@@ -291,7 +295,7 @@ async def test_delayed(reactor: Any, proxy: FaultyProxy, server: Server) -> None
     client.transport.write(b"first ")
     await deferLater(reactor, 0.05)
     client.transport.write(b"second")
-    assert await client.get(len(b"first second")) == b"first second"
+    await client.receive(b"first second")
     assert reactor.seconds() - began >= 0.25
 
 
@@ -325,8 +329,8 @@ async def test_frozen(reactor: Any, proxy: FaultyProxy, server: Server) -> None:
     assert not is_read(reactor, new)
     assert (proxy.connections, proxy.accepted) == (2, 2)
     proxy.heal()
-    assert await client.get(len(b"to the client to the server")) == b"to the client to the server"
-    assert await new.get(len(b"from a new one")) == b"from a new one"
+    await client.receive(b"to the client to the server")
+    await new.receive(b"from a new one")
     assert is_read(reactor, client)
 
 
@@ -341,7 +345,7 @@ async def test_what_was_delayed_is_frozen_too(reactor: Any, proxy: FaultyProxy, 
     await a_while(reactor, server)
     assert not other.received
     proxy.heal()
-    assert await client.get(4) == b"late"
+    await client.receive(b"late")
 
 
 @pytest_twisted.ensureDeferred
@@ -376,14 +380,14 @@ async def test_cut(reactor: Any, proxy: FaultyProxy, server: Server) -> None:
     proxy.heal()
     client, _ = await pair(reactor, proxy, server)
     client.transport.write(b"works")
-    assert await client.get(len(b"works")) == b"works"
+    await client.receive(b"works")
 
 
 @pytest_twisted.ensureDeferred
 async def test_half_closed(reactor: Any, proxy: FaultyProxy, server: Server) -> None:
     client, other = await pair(reactor, proxy, server)
     other.transport.write(b"sent before ")
-    assert await client.get(len(b"sent before ")) == b"sent before "
+    await client.receive(b"sent before ")
     proxy.half_close()
     await client.get_all()
     proxy.half_close()
@@ -401,7 +405,7 @@ async def test_half_closed(reactor: Any, proxy: FaultyProxy, server: Server) -> 
     assert proxy.connections == 1
     new, _ = await pair(reactor, proxy, server)
     new.transport.write(b"works")
-    assert await new.get(len(b"works")) == b"works"
+    await new.receive(b"works")
     client.transport.unregisterProducer()
     client.transport.loseConnection()
     await other.get_lost()
@@ -428,27 +432,27 @@ async def test_stopped_inside(reactor: Any, proxy: FaultyProxy, server: Server) 
     client, other = await pair(reactor, proxy, server)
     proxy.stop_inside(10)
     client.transport.write(b"0123456")
-    assert await client.get(len(b"0123456")) == b"0123456"
+    await client.receive(b"0123456")
     client.transport.write(b"789abcdef")
-    assert await client.get(len(b"0123456789")) == b"0123456789"
+    await client.receive(b"0123456789")
     new, _ = await pair(reactor, proxy, server)
     new.transport.write(b"0123456789abcdef")
-    assert await new.get(len(b"0123456789")) == b"0123456789"
+    await new.receive(b"0123456789")
     client.transport.write(b"ghi")
-    assert await other.get(len(b"0123456789abcdefghi")) == b"0123456789abcdefghi"
+    await other.receive(b"0123456789abcdefghi")
     other.transport.loseConnection()
     await a_while(reactor, server)
     assert client.received == new.received == b"0123456789"
     assert not client.ended
     proxy.heal()
     assert await client.get_all() == b"0123456789abcdefghi"
-    assert await new.get(len(b"0123456789abcdef")) == b"0123456789abcdef"
+    await new.receive(b"0123456789abcdef")
     await client.close()
     proxy.stop_inside(0)
     proxy.cut()
     newest, _ = await pair(reactor, proxy, server)
     newest.transport.write(b"works")
-    assert await newest.get(len(b"works")) == b"works"
+    await newest.receive(b"works")
 
 
 @pytest_twisted.ensureDeferred
@@ -569,4 +573,4 @@ async def test_after_a_schedule_everything_works(
     await played.addTimeout(TIMEOUT, reactor)
     client, _ = await pair(reactor, proxy, server)
     client.transport.write(b"works")
-    assert await client.get(len(b"works")) == b"works"
+    await client.receive(b"works")
