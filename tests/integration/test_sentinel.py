@@ -97,9 +97,10 @@ def test_sentinels_that_are_gone_or_do_not_know(
         last.kill()
         arrives(client, promoted, b"none is left")
         # With no Sentinel to ask, the master that was named last is followed still.
+        before = pushd.output.count(" again, after ")  # Sentinels may have cut off those who came early
         with promoted.client() as admin:
             admin.client_kill_filter(_type="pubsub")
-        pushd.wait_for("Subscribed to .* again", count=2)
+        pushd.wait_for(" again, after ", count=before + 1)
         arrives(client, promoted, b"and again")
 
 
