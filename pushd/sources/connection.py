@@ -24,8 +24,8 @@ from pushd.metrics import Reason
 from pushd.redis_urls import Access, Address
 from pushd.sockets import watch_peer
 
-MAX_REPLY_BYTES = 64 * 1024**2
-"""What Redis may send without ending a reply: twice what it buffers for a subscriber by default."""
+MAX_REPLY_BYTES = 32 * 1024**2
+"""What Redis may send without ending a reply: what it buffers, by default, for a subscriber."""
 
 
 class SourceError(Exception):
