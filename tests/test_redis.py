@@ -7,12 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from OpenSSL import SSL
+from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
 
 from pushd.message import Batch, Kind, SourceGap, Topic
 from pushd.metrics import Reason
 from pushd.redis_urls import Redis
+from pushd.sources.connection import Node, RedisConnection, SourceError
 from pushd.sources.redis import ASK_AGAIN_SECONDS
+from pushd.sources.routes import Route
 from tests.upstream import (
     BINARY,
     NEWS,
@@ -21,6 +24,7 @@ from tests.upstream import (
     PROBE_SECONDS,
     TIMEOUT,
     UPDATES,
+    Server,
     World,
     command,
     confirmed,
@@ -473,21 +477,108 @@ def test_a_source_that_was_never_started_can_be_stopped() -> None:
     assert (world.server.attempts, world.clock.getDelayedCalls()) == (0, [])
 
 
-words = (
-    b"*",
-    b"$",
-    b":",
-    b"-",
-    b"+",
-    b"3",
-    b"1",
-    b"-1",
-    b"\r\n",
-    b"*3\r\n",
-    b"*0\r\n",
-    b"*-1\r\n",
-    b"$-1\r\n",
-)
+class Leading(Route):
+    """A route of which the test says where it leads, and what is wrong there."""
+
+    def __init__(self) -> None:
+        self.server: Server
+        self.unknown: SourceError | None = None
+        self.wrong: Exception | None = None
+        self.leaving: Deferred[None] = Deferred()
+        self.found = 0
+
+    async def find(self) -> Node:
+        self.found += 1
+        if self.unknown:
+            raise self.unknown
+        return Node(f"node {self.found}", self.server)
+
+    async def check(self, connection: RedisConnection) -> None:
+        if self.wrong:
+            raise self.wrong
+
+    def left(self, node: Node) -> "Deferred[None]":
+        self.leaving = Deferred()
+        return self.leaving
+
+    def ended(self, node: Node, failure: SourceError) -> bool:
+        return failure.reason is Reason.MOVED
+
+
+def led(**options: Any) -> tuple[World, Leading]:
+    """Return a world that is not started yet, and its route."""
+    route = Leading()
+    world = World(route=route, **options)
+    route.server = world.server
+    return world, route
+
+
+def test_a_route_that_leads_nowhere_is_told_by_the_url(logged: list[str]) -> None:
+    world, route = led()
+    route.unknown = SourceError(Reason.CONNECT, "nobody knows")
+    world.start()
+    assert logged == [
+        "No subscription at redis://localhost:6379: nobody knows; trying again until there is one"
+    ]
+    route.unknown = None
+    world.clock.advance(1)
+    world.subscribe()
+    assert world.gaps == [(UPDATES, SourceGap(0, 1))]
+
+
+@pytest.mark.parametrize("state", ["connecting", "asking", "subscribed"])
+def test_a_server_is_left_at_once_when_another_is_the_right_one(state: str, logged: list[str]) -> None:
+    world, route = led()
+    world.server.hangs = state == "connecting"
+    world.start()
+    if state == "subscribed":
+        world.subscribe()
+    world.server.hangs = False
+    route.leaving.callback(None)
+    world.settle()
+    world.subscribe()
+    world.settle()
+    assert route.found == 2
+    assert sum(connection.connected for connection in world.server.connections) == 1
+    if state == "subscribed":
+        assert "No subscription at node 1: another server has taken its place" in logged[1]
+        assert world.metrics.reconnects == {Reason.MOVED: 1}
+        assert len(world.gaps) == 1
+    else:  # to be sent on before it was subscribed is no outage
+        assert logged == ['Subscribed to "updates" at node 2']
+        assert world.gaps == []
+
+
+def test_a_gap_at_a_server_that_was_the_wrong_one_begins_with_the_last_probe() -> None:
+    world, route = led(probes=True)
+    world.start()
+    world.answer_info()
+    world.server.answer(confirmed(PROBE) + confirmed(UPDATES))
+    publish_probe(world, 1)
+    come_back(world, 1)
+    world.clock.advance(PING)
+    world.server.connections[0].answer(PONG)
+    world.clock.advance(1)
+    route.leaving.callback(None)
+    world.settle()
+    world.answer_info()
+    world.server.answer(confirmed(PROBE) + confirmed(UPDATES))
+    assert world.gaps == [(UPDATES, SourceGap(0, PING + 1))]
+
+
+def test_a_mistake_of_our_own_does_not_end_the_source(logged: list[str], logged_errors: list[str]) -> None:
+    world, route = led()
+    route.wrong = ValueError("a bug")
+    world.start()
+    assert "No subscription at node 1: a bug; trying again" in logged[-1]
+    assert "a bug" in logged_errors.pop()
+    route.wrong = None
+    world.clock.advance(1)
+    world.subscribe()
+    assert "again, after 1.0 s" in logged[-1]
+
+
+words = (b"*", b"$", b":", b"-", b"+", b"3", b"1", b"-1", b"\r\n", b"*3\r\n", b"*0\r\n", b"$-1\r\n")
 names = (b"message", b"pmessage", b"smessage", b"subscribe", b"sunsubscribe", b"pong", b"updates", b"")
 pieces = st.sampled_from([*words, *(b"$%d\r\n%s\r\n" % (len(name), name) for name in names)])
 

@@ -125,10 +125,10 @@ class World:
         self.batches: list[Batch] = []
         self.gaps: list[tuple[Topic, SourceGap]] = []
         redis = redis or Redis()
-        route = route or Route(Node(str(redis), self.server))
+        self.route = route or Route(Node(str(redis), self.server))
         probe = Probe(
             PROBE,
-            route,
+            self.route,
             redis,
             clock=self.clock,
             seconds=PROBE_SECONDS,
@@ -138,7 +138,7 @@ class World:
         self.source = RedisSource(
             self.topics,
             deliver or self.batches.append,
-            route=route,
+            route=self.route,
             redis=redis,
             outages=Outages(
                 self.topics,

@@ -11,7 +11,7 @@ from twisted.application.service import MultiService
 
 from pushd.message import Kind, Topic
 from pushd.metrics import Metrics
-from pushd.redis_urls import Cluster, Embedded, Redis, RedisServers, Sentinel
+from pushd.redis_urls import Cluster, Embedded, Redis, Sentinel
 from pushd.settings import Settings
 from pushd.sources.cluster import AnyNodeRoute, ClusterNodes, SlotRoute, channel_in, slot_of
 from pushd.sources.connection import Node, connector, unix_endpoint
@@ -65,7 +65,7 @@ def redis_sources(
     redis = settings.source
     assert not isinstance(redis, Embedded)
     sources = RedisSources()
-    for share in _shares(settings, redis, reactor):
+    for share in shares(settings, reactor):
         probe = Probe(
             share.probe,
             share.probe_route,
@@ -100,7 +100,10 @@ def _retry_delay(longest: float) -> RetryDelay:
     )
 
 
-def _shares(settings: Settings, redis: RedisServers, reactor: Any) -> Iterator[Share]:
+def shares(settings: Settings, reactor: Any) -> Iterator[Share]:
+    """Return how the topics of the settings are shared out among subscriptions."""
+    redis = settings.source
+    assert not isinstance(redis, Embedded)
     timeout = settings.redis_timeout
     topics = list(settings.topics)
     prefix = PROBE_PREFIX + secrets.token_hex(8).encode()

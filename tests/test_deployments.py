@@ -1,0 +1,76 @@
+"""From settings to sources: how many subscriptions, which topics each has, and how its probe gets there."""
+
+from typing import Any
+
+import pytest
+from redis.crc import key_slot
+
+from pushd.errors import SettingsError
+from pushd.message import Kind, Topic
+from pushd.metrics import Metrics
+from pushd.redis_urls import Address, Sentinel, parse_source
+from pushd.settings import Settings
+from pushd.sources.cluster import AnyNodeRoute, SlotRoute
+from pushd.sources.deployments import LONGEST_DELAY_SECONDS, RedisSources, redis_sources, shares
+from pushd.sources.sentinel import SentinelRoute
+from pushd.sources.subscriber import PROBE_PREFIX
+
+UPDATES = Topic(b"updates")
+NEWS = Topic(b"news.*", Kind.PATTERN)
+PART, TWIN, OTHER = (Topic(name, Kind.SHARD) for name in (b"part", b"{part}.two", b"other"))
+
+
+def settings(url: str, *topics: Topic) -> Settings:
+    return Settings(topics=topics or (UPDATES, NEWS), source=parse_source(url))
+
+
+def sources(chosen: Settings, reactor: Any) -> RedisSources:
+    return redis_sources(chosen, lambda _: None, lambda *_: None, reactor=reactor, metrics=Metrics())
+
+
+@pytest.mark.parametrize("url", ["redis://h", "rediss://h", "unix:///run/redis.sock"])
+def test_one_redis_is_one_subscription(url: str, reactor: Any) -> None:
+    (share,) = shares(settings(url), reactor)
+    assert share.topics == [UPDATES, NEWS]
+    assert share.route is share.probe_route
+    assert share.probe.name.startswith(PROBE_PREFIX)
+    assert len(list(sources(settings(url), reactor))) == 1
+
+
+def test_a_master_behind_sentinels_is_one_subscription_that_waits_less(reactor: Any) -> None:
+    (share,) = shares(settings("redis+sentinel://h/main"), reactor)
+    assert isinstance(share.route, SentinelRoute)
+    assert share.longest_delay < LONGEST_DELAY_SECONDS
+
+
+def test_a_cluster_is_one_subscription_for_ordinary_topics_and_one_for_each_slot(reactor: Any) -> None:
+    chosen = settings("redis+cluster://a,b", PART, UPDATES, OTHER, TWIN, NEWS)
+    ordinary, first, second = shares(chosen, reactor)
+    assert ordinary.topics == [UPDATES, NEWS]
+    assert type(ordinary.route) is type(ordinary.probe_route) is AnyNodeRoute
+    assert ordinary.route is not ordinary.probe_route
+    assert (first.topics, second.topics) == ([PART, TWIN], [OTHER])
+    for share in (first, second):
+        assert type(share.route) is type(share.probe_route) is SlotRoute
+        assert share.probe.kind is Kind.SHARD
+        assert key_slot(share.probe.name) == key_slot(share.topics[0].name)
+    assert len(list(sources(chosen, reactor))) == 3
+
+
+def test_no_two_pushd_probe_in_one_channel(reactor: Any) -> None:
+    (one,) = shares(settings("redis://h"), reactor)
+    (other,) = shares(settings("redis://h"), reactor)
+    assert one.probe != other.probe
+
+
+def test_authorities_that_are_none_are_refused_at_once(reactor: Any) -> None:
+    redis = Sentinel(addresses=(Address("h", 26379),), master="main", tls=True, ca=b"none")
+    with pytest.raises(SettingsError, match="--redis-ca"):
+        sources(Settings(topics=(UPDATES,), source=redis), reactor)
+
+
+def test_all_sources_are_held_back_together(reactor: Any) -> None:
+    group = sources(settings("redis+cluster://a", PART, OTHER), reactor)
+    group.pauseProducing()
+    group.resumeProducing()
+    assert not group.running
