@@ -1,7 +1,7 @@
 """Chunks: what a log holds from a cursor on, as bytes of one wire format, encoded once and shared."""
 
 from pushd.encoders import Encoder
-from pushd.log import Log
+from pushd.log import MESSAGE_OVERHEAD, Log, cost_of
 
 SEND_BYTES = 96 * 1024
 """About what one send holds at most: larger units leave the processor's cache and meet full sockets."""
@@ -16,16 +16,18 @@ class Chunk:
     There is nothing to send of a source gap in a wire format that cannot say it.
     """
 
-    __slots__ = ("cut", "data", "end", "gaps", "written")
+    __slots__ = ("cost", "cut", "data", "end", "gaps", "written")
 
     def __init__(self, log: Log, cursor: int, encoder: Encoder) -> None:
         if gap := log.gap_after(cursor):
             self.data = encoder.source_gap(gap)
             self.end = cursor + 1  # the cursor of who has been sent it
+            self.cost = MESSAGE_OVERHEAD  # as the log counts
         else:
             payloads = log.read(cursor, SEND_BYTES)
             self.data = encoder.messages(payloads)
             self.end = cursor + len(payloads)
+            self.cost = cost_of(payloads)
         self.written = log.written_at(self.end)
         self.gaps = log.gaps_at(self.end)
         self.cut = self.end < log.head  # more was there than one send holds

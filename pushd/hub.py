@@ -4,12 +4,13 @@ Appending costs the same however many subscriptions there are. A pass costs one 
 that is behind, however many messages came: what arrives meanwhile makes later sends larger, not more.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
-from pushd.chunks import SEND_BYTES, Chunks
+from pushd.chunks import Chunks
 from pushd.encoders import Encoder
-from pushd.log import FRAMING_BYTES, Log
+from pushd.log import Log
 from pushd.message import Batch, SourceGap, Topic
 from pushd.metrics import Metrics
 from pushd.settings import SlowPolicy
@@ -110,9 +111,9 @@ class Subscription:
 class Hub:
     """Brings every message to every subscription of its topic, or counts it as missed.
 
-    Each log keeps history bytes. The source, where there is one, is held back once it has brought more than a
-    pass can send to a client: else a burst would outrun pushd itself, and clients that take everything would
-    fall off the log's tail. It waits for passes, never for a client: a pass leaves out those that lag.
+    Each log keeps history bytes. The source, where there is one, is held back while clients that take
+    everything may be a quarter of that behind: else a burst would outrun pushd itself, and they would fall
+    off the log's tail. It waits for passes, never for a client: a pass leaves out those that lag.
     """
 
     def __init__(self, clock: Clock, history: int, metrics: Metrics) -> None:
@@ -126,7 +127,11 @@ class Hub:
         self._warm: set[Chunks] = set()
         self._pass: Iterator[Subscription] | None = None
         self._scheduled = False
-        self._backlog = 0  # bytes published that passes have not yet sent to those who take everything
+        # As logs count: how much those who take everything may have been behind when the pass began, what has
+        # been published since, and what it has sent, at least, to those whom it could not send all at once.
+        self._behind = 0.0
+        self._published = 0
+        self._sent: float = math.inf
         self._holding = False
 
     def open(self, topic: Topic) -> None:
@@ -136,14 +141,12 @@ class Hub:
     def publish(self, batch: Batch) -> None:
         """Append a batch to its topic's log, and have a pass bring it to the subscriptions soon after."""
         feed = self._feeds[batch.topic]
-        written = feed.log.written
-        feed.log.append(batch.payloads)
+        self._published += feed.log.append(batch.payloads)
         self._metrics.messages += len(batch.payloads)
         self._metrics.batches += 1
         self._grown[feed] = None
         self._schedule()
-        self._backlog += feed.log.written - written + FRAMING_BYTES * len(batch.payloads)
-        self._hold_source(self._backlog > SEND_BYTES)
+        self._hold_source()
 
     def interrupt(self, topic: Topic, gap: SourceGap) -> None:
         """Record, behind what has been published so far, that messages of a topic may be missing."""
@@ -205,15 +208,16 @@ class Hub:
                 self._schedule()
                 return
         self._pass = None
+        self._behind = max(0, self._behind - self._sent)
         if self._grown or self._again:
-            self._backlog = max(0, self._backlog - SEND_BYTES)
             self._schedule()
         else:
-            self._backlog = 0
+            self._behind = 0  # who is behind lags
             self._cool()
-        self._hold_source(self._backlog > SEND_BYTES)
+        self._hold_source()
 
-    def _hold_source(self, holding: bool) -> None:
+    def _hold_source(self) -> None:
+        holding = self._behind + self._published > self._history / 4
         if self.source is not None and holding is not self._holding:
             self._holding = holding
             if holding:
@@ -223,6 +227,8 @@ class Hub:
 
     def _begin(self) -> Iterator[Subscription]:
         """Return all that is behind, as of now: what comes while the pass runs belongs to the next one."""
+        self._behind += self._published
+        self._published, self._sent = 0, math.inf
         grown, self._grown = self._grown, {}
         again, self._again = self._again, {}
         behind = [subscription for feed in grown for subscription in feed.subscriptions]
@@ -244,7 +250,8 @@ class Hub:
                 subscription.gaps = chunk.gaps
                 if chunk.data:
                     subscription.outlet.send(chunk.data)
-                if chunk.cut:
+                if chunk.cut and not subscription.outlet.lagging:
+                    self._sent = min(self._sent, chunk.cost)
                     self._catch_up(subscription)
         except Exception:
             self.abandon(subscription)

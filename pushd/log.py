@@ -17,6 +17,11 @@ FRAMING_BYTES = 8
 """What a frame adds to a payload, at least: so that even a read of empty payloads ends."""
 
 
+def cost_of(payloads: Sequence[bytes]) -> int:
+    """Return what messages count against a log's limit."""
+    return sum(map(len, payloads)) + MESSAGE_OVERHEAD * len(payloads)
+
+
 class _Segment:
     """Some messages in a row; or one source gap, which is never with messages."""
 
@@ -69,10 +74,9 @@ class Log:
         """The cursor before the newest message, or where that is not kept, before all that is."""
         return max(self._newest, self.tail)
 
-    def append(self, payloads: Sequence[bytes]) -> None:
-        """Add one batch, and evict what the limit no longer allows."""
-        size = sum(map(len, payloads))
-        cost = size + MESSAGE_OVERHEAD * len(payloads)
+    def append(self, payloads: Sequence[bytes]) -> int:
+        """Add one batch, evict what the limit no longer allows, and return what it counts against that."""
+        cost = cost_of(payloads)
         newest = self._segments[-1]
         if newest.gap or (newest.payloads and newest.cost + cost > self._segment_bytes):
             newest = _Segment(self.head, self.written, self.gaps)
@@ -80,10 +84,11 @@ class Log:
         newest.payloads += payloads
         newest.cost += cost
         self.head += len(payloads)
-        self.written += size
+        self.written += cost - MESSAGE_OVERHEAD * len(payloads)
         self._newest = self.head - 1
         self._cost += cost
         self._evict()
+        return cost
 
     def append_gap(self, gap: SourceGap) -> None:
         """Add a source gap at this place."""

@@ -1,6 +1,8 @@
 """The hub: passes, shared encoding, slices, replay, lag, and the slow policies."""
 
+from collections.abc import Callable
 from functools import partial
+from random import Random
 
 import pytest
 from hypothesis import given, settings
@@ -11,10 +13,12 @@ from twisted.internet.task import Clock
 from pushd.chunks import SEND_BYTES
 from pushd.encoders import LINES, Encoder, encode_lines
 from pushd.hub import SLICE_SECONDS, STRIDE, Hub, Subscription
+from pushd.log import FRAMING_BYTES
 from pushd.message import Batch, Kind, SourceGap, Topic
 from pushd.metrics import Metrics
-from pushd.settings import SlowPolicy
+from pushd.settings import SlowPolicy, parse_history
 from tests.clients import RecordingOutlet
+from tests.upstream import published
 
 UPDATES = Topic(b"updates")
 NEWS = Topic(b"news.*", Kind.PATTERN)
@@ -173,19 +177,43 @@ class RecordingSource:
         self.calls.append("resume")
 
 
-def test_the_source_is_held_back_while_it_has_brought_more_than_a_pass_sends(world: World) -> None:
+def test_the_source_is_held_back_while_clients_are_a_quarter_of_the_history_behind(world: World) -> None:
     source = world.hub.source = RecordingSource()
     outlet, _ = world.client()
     seen: list[tuple[int, str]] = []
     outlet.on_send = lambda: seen.append((len(outlet.sent), source.calls[-1]))
-    for expected in ([], [], ["pause"], ["pause"], ["pause"]):
-        world.publish(b"." * (SEND_BYTES // 2 - 100))
+    payload = b"." * (SEND_BYTES - FRAMING_BYTES)
+    for expected in ([], [], ["pause"], ["pause"]):
+        world.publish(payload)
         assert source.calls == expected
     world.settle()
     assert source.calls == ["pause", "resume"]
-    # Five halves: held back until at most one whole was left.
-    assert seen == [(1, "pause"), (2, "pause"), (3, "resume")]
-    assert len(outlet.received) == 5 * (SEND_BYTES // 2 - 98)
+    # Four sends, and three are above a quarter of 1 MiB.
+    assert seen == [(1, "pause"), (2, "pause"), (3, "resume"), (4, "resume")]
+    assert len(outlet.received) == 4 * (len(payload) + 2)
+
+
+def test_what_comes_during_a_pass_may_be_missing_to_those_who_were_served_first(world: World) -> None:
+    source = world.hub.source = RecordingSource()
+    first, last = world.client()[0], world.client()[0]
+    first.on_send = lambda: None if first.sent[1:] else world.publish(b"." * 200_000)
+    last.on_send = lambda: None if last.sent[1:] else world.publish(b"." * 100_000)
+    world.publish(b"one")
+    world.clock.advance(0)
+    world.settle()
+    assert source.calls == ["pause", "resume"]
+    assert first.received == last.received
+
+
+def test_a_client_that_lags_or_leaves_in_the_middle_of_a_burst_holds_nothing_back(world: World) -> None:
+    source = world.hub.source = RecordingSource()
+    lagging, _ = world.client()
+    lagging.on_send = lambda: setattr(lagging, "lagging", True)
+    leaving, subscription = world.client()
+    leaving.on_send = lambda: world.hub.unsubscribe(subscription)
+    world.publish(*[b"." * 1000] * 400)
+    world.settle()
+    assert source.calls == ["pause", "resume"]
 
 
 @pytest.mark.parametrize("lagging", [True, False])
@@ -194,11 +222,76 @@ def test_the_source_does_not_wait_for_a_lagging_client_nor_for_none(world: World
     if lagging:
         world.client()[0].lagging = True
     for _ in range(20):
-        world.publish(b"." * 2 * SEND_BYTES)
+        world.publish(b"." * 3 * SEND_BYTES)
         assert source.calls.pop() == "pause"
         world.settle()
         assert source.calls.pop() == "resume"
     assert source.calls == []
+
+
+class GreedySource:
+    """Brings reads of 64 KiB as long as it is not held back."""
+
+    def __init__(self, hub: Hub, size: int) -> None:
+        self._hub = hub
+        frame = len(published([b"." * size]))
+        self._batch = [b"." * size] * max(1, 64 * 1024 // frame)
+        self._held = False
+        self.brought = 0
+
+    def pauseProducing(self) -> None:
+        self._held = True
+
+    def resumeProducing(self) -> None:
+        self._held = False
+
+    def bring(self, reads: int) -> None:
+        for _ in range(reads):
+            if not self._held:
+                self._hub.publish(Batch(UPDATES, self._batch))
+                self.brought += len(self._batch)
+
+
+class Turns:
+    """A reactor that turns when the test says so, and between two turns of whose the source may be read."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._due: list[Callable[[], object]] = []
+
+    def seconds(self) -> float:
+        return self.now
+
+    def callLater(self, delay: float, call: Callable[[], object]) -> None:
+        self._due.append(call)
+
+    def turn(self) -> None:
+        due, self._due = self._due, []
+        for call in due:
+            call()
+
+
+@pytest.mark.parametrize("size", [0, 1, 6, 16, 100, 1000, 10_000])
+def test_the_smallest_history_holds_what_passes_have_still_to_send(size: int) -> None:
+    turns = Turns()
+    hub = Hub(turns, parse_history("1M"), Metrics())
+    hub.open(UPDATES)
+    source = hub.source = GreedySource(hub, size)
+
+    def take_time() -> None:
+        turns.now += SLICE_SECONDS
+
+    outlets = [RecordingOutlet() for _ in range(10 * STRIDE)]
+    for outlet in outlets:
+        outlet.on_send = take_time
+        hub.subscribe(UPDATES, outlet, LINES, SlowPolicy.DISCONNECT)
+    # Now nothing for some slices of a pass, now all that may come at once.
+    random = Random(size)
+    for _ in range(3000):
+        source.bring(random.choice((0, 0, 0, 1, 20)))
+        turns.turn()
+    assert source.brought > 10 * SEND_BYTES / (size + FRAMING_BYTES)
+    assert [outlet.overruns for outlet in outlets if outlet.overruns] == []
 
 
 def test_who_leaves_during_a_pass_is_not_sent_to(world: World) -> None:
