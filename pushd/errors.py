@@ -6,5 +6,6 @@ class SettingsError(Exception):
 
 
 def one_line(error: BaseException | None) -> str:
-    """Return what an error says, as a part of a line; its type where it says nothing."""
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    """Return what an error says, as part of a line: 300 characters at most, its type if it says nothing."""
+    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:300])

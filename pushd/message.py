@@ -23,7 +23,8 @@ class Topic:
     kind: Kind = Kind.CHANNEL
 
     def __str__(self) -> str:
-        quoted = f'"{self.name.decode("utf-8", "backslashreplace")}"'
+        text = self.name.decode("utf-8", "backslashreplace")
+        quoted = f'"{text if text.isprintable() else repr(text)[1:-1]}"'
         return quoted if self.kind is Kind.CHANNEL else f"{self.kind.value} {quoted}"
 
 

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from typing import Final
 from urllib.parse import SplitResult, unquote_to_bytes, urlsplit
 
@@ -86,6 +87,24 @@ class Cluster(Access):
 
 
 RedisServers = Redis | Sentinel | Cluster
+
+
+def read_address(host: str, port: str) -> Address:
+    """Return an address; raises ValueError, which says what is wrong, where there is none like that."""
+    try:
+        host = str(ip_address(host.strip("[]")))
+    except ValueError:
+        if len(host) > 253 or not all(map(_LABEL.fullmatch, host.removesuffix(".").split("."))):
+            raise ValueError(
+                "one of its hosts is no address, and no name of letters, digits, '-' and '.'"
+            ) from None
+    if not re.fullmatch("[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
+        raise ValueError("one of its ports is not from 1 to 65535")
+    return Address(host, int(port))
+
+
+_LABEL: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
+
 Source = RedisServers | Embedded
 
 
@@ -124,7 +143,7 @@ def _embedded_port(text: str) -> int:
 
 
 _SEVERAL: Final = re.compile(
-    r"(rediss?)\+(sentinel|cluster)://(?:([^/?#]*)@)?([^/?#@]*)((?:/[^?#]*)?)((?:[?#].*)?)"
+    r"(?i:(rediss?)\+(sentinel|cluster))://(?:([^/?#]*)@)?([^/?#@]*)((?:/[^?#]*)?)((?:[?#].*)?)"
 )
 
 
@@ -132,11 +151,11 @@ def _several(scheme: str, kind: str, user: str | None, hosts: str, path: str, re
     if rest:
         raise _wrong_url("nothing may follow its path")
     name, _, secret = (user or "").partition(":")
-    tls = scheme == "rediss"
+    tls = scheme.lower() == "rediss"
     username, password = _unquote(name), _unquote(secret)
-    default = DEFAULT_SENTINEL_PORT if kind == "sentinel" else DEFAULT_REDIS_PORT
+    default = DEFAULT_SENTINEL_PORT if kind.lower() == "sentinel" else DEFAULT_REDIS_PORT
     addresses = tuple(dict.fromkeys(_address(host, default) for host in hosts.split(",")))
-    if kind == "cluster":
+    if kind.lower() == "cluster":
         if path not in ("", "/"):
             raise _wrong_url("a cluster has no databases, and nothing may follow its hosts")
         return Cluster(addresses=addresses, tls=tls, username=username, password=password)
@@ -146,14 +165,13 @@ def _several(scheme: str, kind: str, user: str | None, hosts: str, path: str, re
 
 
 def _address(text: str, default_port: int) -> Address:
+    host_and_port = re.fullmatch(r"(\[[^\]]*\]|[^:\[\]]*)(?::(.*))?", text)
+    if not host_and_port or not host_and_port[1]:
+        raise _wrong_url("one of its hosts is missing, or no host")
     try:
-        parts = urlsplit(f"//{text}")
-        port = default_port if parts.port is None else parts.port
-    except ValueError:
-        raise _wrong_url("one of its hosts or ports is malformed") from None
-    if not parts.hostname or port == 0:
-        raise _wrong_url("one of its hosts or ports is missing")
-    return Address(parts.hostname, port)
+        return read_address(host_and_port[1].lower(), host_and_port[2] or str(default_port))
+    except ValueError as error:
+        raise _wrong_url(str(error)) from None
 
 
 def _tcp(parts: SplitResult) -> Redis:

@@ -25,7 +25,7 @@ from pushd.sources.deployments import redis_sources
 from pushd.sources.embedded import BrokerFactory
 
 RESERVED_DESCRIPTORS = 64
-"""File descriptors that clients never get: for listeners, logs, and the next connection to Redis."""
+"""File descriptors that clients never get, beside those for Redis: for listeners, logs, names looked up."""
 
 DRAIN_TICK_SECONDS = 0.02
 """How often a draining pushd looks for clients that have got everything."""
@@ -48,25 +48,31 @@ class PushService(MultiService):
         self.hub = Hub(reactor, settings.history, self.metrics)
         for topic in settings.topics:
             self.hub.open(topic)
-        self._clients = LineFactory(self._terms(), self.hub, reactor, self.metrics)
+        reserved = RESERVED_DESCRIPTORS + self._follow()
+        self._clients = LineFactory(self._terms(reserved), self.hub, reactor, self.metrics)
         self._endpoints = [self._endpoint(text) for text in settings.endpoints]
         self._ports: list[IListeningPort] = []
         self._broker: IListeningPort | None = None
         self._in_a_hurry = False
-        if settings.topics and not isinstance(settings.source, Embedded):
-            sources = redis_sources(
-                settings, self._deliver, self.hub.interrupt, reactor=reactor, metrics=self.metrics
-            )
-            self.hub.source = sources
-            sources.setServiceParent(self)
 
-    def _terms(self) -> Terms:
+    def _follow(self) -> int:
+        """Prepare to follow Redis; return how many file descriptors that takes."""
+        if not self._settings.topics or isinstance(self._settings.source, Embedded):
+            return 0
+        sources = redis_sources(
+            self._settings, self._deliver, self.hub.interrupt, reactor=self._reactor, metrics=self.metrics
+        )
+        self.hub.source = sources
+        sources.setServiceParent(self)
+        return sources.descriptors
+
+    def _terms(self, reserved: int) -> Terms:
         settings = self._settings
-        room = self._descriptors - RESERVED_DESCRIPTORS
+        room = self._descriptors - reserved
         if room < 1:
             raise SettingsError(
                 f"the limit of {self._descriptors} file descriptors leaves none for clients; allowed:"
-                f" more than {RESERVED_DESCRIPTORS} (LimitNOFILE=, ulimit -Hn)"
+                f" more than {reserved} (LimitNOFILE=, ulimit -Hn)"
             )
         if settings.max_clients is not None and settings.max_clients > room:
             raise SettingsError(
@@ -131,7 +137,7 @@ class PushService(MultiService):
             limit=self._descriptors,
         )
         if not self._settings.topics:
-            self._log.warn("No --channel or --pattern: clients get nothing but the echo of what they type")
+            self._log.warn("No channel and no pattern: clients get nothing but the echo of what they type")
 
     def stopService(self) -> "Deferred[None]":
         """Stop accepting, flush, close, leave the source: within the drain budget."""

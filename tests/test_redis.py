@@ -13,8 +13,8 @@ from twisted.internet.error import ConnectionDone
 from pushd.message import Batch, Kind, SourceGap, Topic
 from pushd.metrics import Reason
 from pushd.redis_urls import Redis
+from pushd.sources.attempt import ASK_AGAIN_SECONDS, STEADY_SECONDS
 from pushd.sources.connection import Node, RedisConnection, SourceError
-from pushd.sources.redis import ASK_AGAIN_SECONDS
 from pushd.sources.routes import Route
 from tests.upstream import (
     BINARY,
@@ -54,7 +54,8 @@ def test_it_subscribes_to_each_topic_by_its_exact_name(logged: list[str]) -> Non
         assert logged == []
         world.server.answer(confirmed(topic))
     assert logged == [
-        'Subscribed to "updates", pattern "news.*", "\\xff\r\n\\xfe", shard channel "part" at redis://localhost:6379'
+        'Subscribed to "updates", pattern "news.*", "\\\\xff\\r\\n\\\\xfe", shard channel "part" at'
+        " redis://localhost:6379"
     ]
     assert world.gaps == []
 
@@ -90,8 +91,8 @@ def test_it_can_be_held_back_once_it_has_subscribed() -> None:
     ("redis", "answers", "why", "reason"),
     [
         (Redis(), [b"-ERR max number of clients reached\r\n"], "ERR max number of clients", "refused"),
-        (Redis(), [b"-NOAUTH Authentication required.\r\n"], "NOAUTH Authentication required", "refused"),
-        (Redis(), [b"-LOADING Redis is loading\r\n"], "LOADING Redis is loading", "refused"),
+        (Redis(), [b"-NOAUTH Authentication required.\r\n"] * 2, "NOAUTH Authentication required", "refused"),
+        (Redis(), [b"-LOADING Redis is loading\r\n"] * 2, "LOADING Redis is loading", "refused"),
         (Redis(password=b"x"), [b"-WRONGPASS invalid\r\n"], "WRONGPASS invalid", "refused"),
         (Redis(password=b"x"), [b"-NOPERM this user\r\n"], "NOPERM this user", "refused"),
         (Redis(), [b"HTTP/1.1 400 Bad Request\r\n"], "protocol error: ", "protocol"),
@@ -138,7 +139,8 @@ def test_a_topic_that_is_refused_is_named_and_does_not_disturb_the_others(logged
     world.server.answer(b"-NOPERM no\r\n")
     world.clock.advance(ASK_AGAIN_SECONDS)
     world.server.answer(PONG + confirmed(UPDATES) + published([b"one"]))
-    assert logged[2:] == ['Subscribed to "updates" at redis://localhost:6379']
+    assert logged[2].startswith('Subscribed to "updates" at redis://localhost:6379 again, after 10.0 s')
+    assert len(logged) == 3
     assert world.batches == [Batch(UPDATES, [b"one"])]
     # It might have missed what was published before it was allowed; the other one did not.
     assert world.gaps == [(UPDATES, SourceGap(0, 2 * ASK_AGAIN_SECONDS))]
@@ -153,7 +155,9 @@ def test_all_topics_may_be_refused_for_a_while(logged: list[str]) -> None:
     assert len(logged) == 1
     world.clock.advance(ASK_AGAIN_SECONDS)
     world.server.answer(confirmed(UPDATES))
-    assert logged[1:] == ['Subscribed to "updates" at redis://localhost:6379']
+    assert logged[1].startswith('Subscribed to "updates" at redis://localhost:6379 again, after 5.0 s')
+    assert len(logged) == 2
+    assert world.metrics.unsubscribed_seconds == ASK_AGAIN_SECONDS
 
 
 @pytest.mark.parametrize("answer", [b"-NOPERM no\r\n", b"-ERR unknown command 'INFO'\r\n", b"+OK\r\n"])
@@ -198,10 +202,18 @@ def test_delays_grow_and_start_again_after_a_success() -> None:
         assert world.server.attempts == attempts
     world.server.refuses = False
     world.clock.advance(4)
+    # Not a success, since it does not last: the delays go on to grow.
     world.subscribe()
     world.server.connection.lose(ConnectionDone())
+    world.clock.advance(4)
+    assert world.server.attempts == 5
     world.clock.advance(1)
     assert world.server.attempts == 6
+    world.subscribe()
+    world.clock.advance(STEADY_SECONDS)
+    world.server.connection.lose(ConnectionDone())
+    world.clock.advance(1)
+    assert world.server.attempts == 7
 
 
 def test_an_outage_is_one_line_at_its_start_one_at_its_end_and_one_a_minute(logged: list[str]) -> None:
@@ -221,7 +233,8 @@ def test_an_outage_is_one_line_at_its_start_one_at_its_end_and_one_a_minute(logg
         'Subscribed to "updates" at',
     ]
     assert logged[-1].endswith(
-        " again, after 180.0 s: what was published meanwhile is missing, unknown how much"
+        " again, after 180.0 s: what was published from 1970-01-01T00:00:00Z to 1970-01-01T00:03:00Z is"
+        " missing, unknown how much"
     )
     assert world.metrics.unsubscribed_seconds == 180
     assert world.gaps == [(UPDATES, SourceGap(0, 180))]
@@ -264,7 +277,7 @@ def test_no_subscription_from_the_start_is_a_gap_too() -> None:
 def test_a_loss_during_the_handshake_is_told_by_its_own_reason(logged: list[str]) -> None:
     world = World().start()
     world.server.connection.lose(SSL.Error([("SSL routines", "", "certificate verify failed")]))
-    assert "TLS: certificate verify failed; trying again" in logged[-1]
+    assert "TLS: certificate verify failed (it has expired, or no" in logged[-1]
     assert world.metrics.reconnects == {Reason.TLS: 1}
 
 
@@ -297,27 +310,35 @@ def test_what_is_no_answer_to_a_ping_is_a_protocol_error(logged: list[str]) -> N
 def test_an_answer_behind_messages_that_still_come_is_waited_for() -> None:
     world = subscribed()
     world.clock.advance(PING)
+    subscription = world.server.connection
     for _ in range(5):
         world.clock.advance(TIMEOUT / 2)
-        world.server.answer(published([b"x"]))
+        subscription.answer(published([b"x"]))
         world.clock.advance(TIMEOUT / 2)
-    assert world.server.connection.connected
-    world.clock.advance(TIMEOUT)
+        world.settle()
+    assert subscription.connected
+    # Bytes of a reply that does not end are none.
+    subscription.answer(b"$100\r\n")
+    world.clock.advance(TIMEOUT / 2)
+    subscription.answer(b"x")
+    world.clock.advance(TIMEOUT / 2)
     world.settle()
-    assert not world.server.connection.connected
+    assert not subscription.connected
 
 
 def test_what_is_not_read_because_it_is_held_back_is_no_sign_of_death() -> None:
     world = subscribed()
     world.clock.advance(PING)
     world.source.pauseProducing()
+    subscription = world.server.connection
     for _ in range(5):
         world.clock.advance(TIMEOUT)
-    assert world.server.connection.connected
+        world.settle()
+    assert subscription.connected
     world.source.resumeProducing()
     world.clock.advance(TIMEOUT)
     world.settle()
-    assert not world.server.connection.connected
+    assert not subscription.connected
 
 
 def probing(**options: Any) -> World:
@@ -326,6 +347,7 @@ def probing(**options: Any) -> World:
     world.answer_info()
     assert world.server.asked() == subscribing(PROBE) + subscribing(UPDATES)
     world.server.answer(confirmed(PROBE) + confirmed(UPDATES))
+    world.clock.advance(0)
     return world
 
 
@@ -370,8 +392,11 @@ def test_two_silent_probes_in_a_row_replace_a_redis_that_answers_ping(logged: li
     world.clock.advance(1)
     world.answer_info()
     world.server.answer(confirmed(PROBE) + confirmed(UPDATES))
-    # Nothing is proven since the last probe that came back.
-    assert world.gaps == [(UPDATES, SourceGap(2 * PROBE_SECONDS, 5 * PROBE_SECONDS + 1))]
+    # One was lost between two that were not; then nothing is proven since the last that came back.
+    assert world.gaps == [
+        (UPDATES, SourceGap(0, 2 * PROBE_SECONDS)),
+        (UPDATES, SourceGap(2 * PROBE_SECONDS, 5 * PROBE_SECONDS + 1)),
+    ]
 
 
 def test_a_probe_that_could_not_be_published_proves_nothing() -> None:
@@ -397,15 +422,16 @@ def test_an_acl_that_forbids_the_probe_is_said_once(forbidden: str, logged: list
             world.server.answer(b"-NOPERM no\r\n" + confirmed(UPDATES))
         else:
             world.server.answer(confirmed(PROBE) + confirmed(UPDATES))
-            publish_probe(world, world.server.attempts // 2, b"-NOPERM no\r\n")
+            world.clock.advance(0)
+            publish_probe(world, attempt, b"-NOPERM no\r\n")
         subscription = next(c for c in world.server.connections if c.connected)
         subscription.answer(published([b"one"]))
         assert len(world.batches) == attempt
         subscription.lose(ConnectionDone())
-        world.clock.advance(1)
-    assert [line for line in logged if "forbids" in line] == [
-        "Redis forbids the probe (NOPERM no): a wrong or demoted Redis will not be noticed; allow the"
-        " channels pushd:probe:*, or say --redis-probe 0"
+        world.clock.advance(attempt)
+    assert [line for line in logged if "Probing" in line] == [
+        "Probing does not work (NOPERM no): a wrong or demoted Redis is not noticed; allow the channels"
+        " pushd:probe:*, or say --redis-probe 0"
     ]
 
 
@@ -413,13 +439,13 @@ def test_it_says_when_redis_has_cut_off_clients_for_their_buffers(logged: list[s
     world = World().start()
     world.answer_info(cut_off=3)
     world.confirm()
-    for cut_off in (3, 4):
+    for delay, cut_off in ((1, 3), (2, 4)):
         world.server.connection.lose(ConnectionDone())
-        world.clock.advance(1)
+        world.clock.advance(delay)
         world.answer_info(cut_off=cut_off)
         world.confirm()
     assert "output buffer" not in logged[2]
-    assert "; Redis has cut off 1 clients meanwhile, most likely this one too" in logged[4]
+    assert "; Redis has cut off 1 clients for their output buffers since pushd last connected" in logged[4]
 
 
 def test_one_batch_that_cannot_be_delivered_does_not_end_the_others(logged_errors: list[str]) -> None:
@@ -468,6 +494,8 @@ def test_stopping_ends_a_probe_and_counts_an_outage() -> None:
     outage.start()
     outage.clock.advance(1.5)
     outage.source.stopService()
+    outage.outages.close()
+    outage.outages.close()
     assert outage.metrics.unsubscribed_seconds == 1.5
 
 
@@ -493,7 +521,7 @@ class Leading(Route):
             raise self.unknown
         return Node(f"node {self.found}", self.server)
 
-    async def check(self, connection: RedisConnection) -> None:
+    async def check(self, connection: RedisConnection, node: Node) -> None:
         if self.wrong:
             raise self.wrong
 
@@ -501,14 +529,14 @@ class Leading(Route):
         self.leaving = Deferred()
         return self.leaving
 
-    def ended(self, node: Node, failure: SourceError) -> bool:
+    def redirect(self, node: Node, failure: SourceError) -> bool:
         return failure.reason is Reason.MOVED
 
 
-def led(**options: Any) -> tuple[World, Leading]:
+def led(topics: tuple[Topic, ...] = (), **options: Any) -> tuple[World, Leading]:
     """Return a world that is not started yet, and its route."""
     route = Leading()
-    world = World(route=route, **options)
+    world = World(*topics, route=route, **options)
     route.server = world.server
     return world, route
 
@@ -554,6 +582,7 @@ def test_a_gap_at_a_server_that_was_the_wrong_one_begins_with_the_last_probe() -
     world.start()
     world.answer_info()
     world.server.answer(confirmed(PROBE) + confirmed(UPDATES))
+    world.clock.advance(0)
     publish_probe(world, 1)
     come_back(world, 1)
     world.clock.advance(PING)
@@ -578,9 +607,24 @@ def test_a_mistake_of_our_own_does_not_end_the_source(logged: list[str], logged_
     assert "again, after 1.0 s" in logged[-1]
 
 
-words = (b"*", b"$", b":", b"-", b"+", b"3", b"1", b"-1", b"\r\n", b"*3\r\n", b"*0\r\n", b"$-1\r\n")
+words = (
+    b"*",
+    b"$",
+    b":",
+    b"-",
+    b"+",
+    b"3",
+    b"1",
+    b"-1",
+    b"\r\n",
+    b"*3\r\n",
+    b"*0\r\n",
+    b"$-1\r\n",
+    b"%1\r\n",
+)
+RESP3 = (b"%1\r\n", b"~1\r\n", b">3\r\n", b"_\r\n", b",1.5\r\n")
 names = (b"message", b"pmessage", b"smessage", b"subscribe", b"sunsubscribe", b"pong", b"updates", b"")
-pieces = st.sampled_from([*words, *(b"$%d\r\n%s\r\n" % (len(name), name) for name in names)])
+pieces = st.sampled_from([*words, *RESP3, *(b"$%d\r\n%s\r\n" % (len(name), name) for name in names)])
 
 
 @given(st.lists(pieces | st.binary(max_size=5), max_size=30), st.integers(0, 3), st.data())
@@ -608,6 +652,169 @@ def test_whatever_redis_sends_is_delivered_or_ends_in_a_clean_reconnect(
     world.source.stopService()
     world.settle()
     assert world.clock.getDelayedCalls() == []
+
+
+def test_a_topic_that_is_confirmed_before_another_is_sent_away_has_a_gap() -> None:
+    world, route = led(topics=(UPDATES, NEWS))
+    world.start()
+    world.answer_info()
+    world.server.answer(confirmed(UPDATES) + published([b"one"]))
+    world.clock.advance(1)
+    world.server.answer(b"-MOVED 1 h:1\r\n")
+    world.settle()
+    world.subscribe()
+    assert route.found == 2
+    assert world.gaps == [(UPDATES, SourceGap(0, 1)), (NEWS, SourceGap(0, 1))]
+    assert world.metrics.reconnects == {Reason.MOVED: 1}
+
+
+@pytest.mark.parametrize("broken", ["find", "redirect"])
+def test_a_route_that_fails_by_a_mistake_of_ours_is_asked_again(
+    broken: str, logged: list[str], logged_errors: list[str]
+) -> None:
+    world, route = led()
+
+    def fail(*_: object) -> Any:
+        raise ValueError("a bug")
+
+    working = getattr(route, broken)
+    setattr(route, broken, fail)
+    world.start()
+    if broken == "redirect":
+        world.server.connection.lose(ConnectionDone())
+    assert ": a bug; trying again until there is one" in logged[-1]
+    assert "a bug" in logged_errors.pop()
+    setattr(route, broken, working)
+    world.clock.advance(1)
+    world.subscribe()
+    assert "again, after 1.0 s" in logged[-1]
+
+
+def test_a_source_that_is_held_back_when_it_comes_back_stays_held_back() -> None:
+    world = subscribed()
+    world.source.pauseProducing()
+    world.server.connection.lose(ConnectionDone())
+    world.clock.advance(1)
+    assert world.server.connection.producerState == "producing"
+    world.subscribe()
+    assert world.server.connection.producerState == "paused"
+    world.source.resumeProducing()
+    assert world.server.connection.producerState == "producing"
+
+
+def test_probes_behind_what_is_not_read_are_not_judged() -> None:
+    world = probing()
+    subscription = world.server.connections[0]
+    world.source.pauseProducing()
+    for number in range(1, 5):
+        publish_probe(world, number)
+        world.clock.advance(PROBE_SECONDS)
+    world.source.resumeProducing()
+    subscription.answer(PONG)
+    for number in range(1, 5):
+        come_back(world, number)
+    assert subscription.connected
+    assert (world.metrics.probes_sent, world.metrics.probes_missed, world.gaps) == (4, 0, [])
+
+
+def test_topics_are_not_asked_for_again_while_the_answer_would_not_be_read() -> None:
+    world = World(UPDATES, NEWS).start()
+    world.answer_info()
+    world.server.answer(b"-NOPERM no\r\n" + confirmed(NEWS))
+    world.server.asked()
+    world.source.pauseProducing()
+    world.clock.advance(ASK_AGAIN_SECONDS)
+    assert world.server.asked() == b""
+    world.source.resumeProducing()
+    world.clock.advance(ASK_AGAIN_SECONDS)
+    assert subscribing(UPDATES) in world.server.asked()
+
+
+def test_a_ping_that_is_forbidden_is_a_sign_of_life() -> None:
+    world = subscribed()
+    subscription = world.server.connection
+    for _ in range(3):
+        world.clock.advance(PING)
+        assert subscription.asked().endswith(command(b"PING"))
+        subscription.answer(b"-NOPERM no\r\n")
+    world.clock.advance(TIMEOUT)
+    world.settle()
+    assert subscription.connected
+
+
+def test_an_answer_that_was_there_while_this_process_did_not_run_is_read_first() -> None:
+    world = subscribed()
+    subscription = world.server.connection
+    world.clock.advance(PING)
+    # Stopped for a while: the reactor first calls what is due, then reads, and calls what became due meanwhile.
+    world.clock.callLater(TIMEOUT, subscription.answer, PONG)
+    world.clock.advance(TIMEOUT)
+    world.settle()
+    assert subscription.connected
+
+
+def test_a_gap_begins_when_the_last_answered_question_was_asked_and_not_when_it_was_answered() -> None:
+    world = World().start()
+    world.answer_info()
+    world.clock.advance(1)
+    world.server.answer(confirmed(UPDATES))
+    world.server.connection.lose(ConnectionDone())
+    world.clock.advance(1)
+    world.subscribe()
+    assert world.gaps.pop() == (UPDATES, SourceGap(0, 2))
+    world.clock.advance(PING)
+    world.clock.advance(2)
+    world.server.answer(PONG)
+    world.clock.advance(1)
+    world.server.connection.lose(ConnectionDone())
+    world.clock.advance(1)
+    world.subscribe()
+    assert world.gaps == [(UPDATES, SourceGap(2 + PING, 6 + PING))]
+
+
+def test_with_probes_a_gap_begins_when_the_last_that_came_back_was_sent() -> None:
+    world = probing()
+    publish_probe(world, 1)
+    world.clock.advance(1)
+    come_back(world, 1)
+    world.clock.advance(PING)
+    world.server.connections[0].answer(PONG)
+    world.server.connections[0].lose(ConnectionDone())
+    world.clock.advance(1)
+    world.answer_info()
+    world.server.answer(confirmed(PROBE) + confirmed(UPDATES))
+    assert [gap.since for _, gap in world.gaps] == [0]
+
+
+def test_a_topic_that_is_allowed_no_more_is_missing_since_it_was() -> None:
+    world = subscribed(UPDATES, NEWS)
+    world.clock.advance(PING)
+    world.server.answer(PONG)
+    world.clock.advance(1)
+    world.server.connection.lose(ConnectionDone())
+    world.clock.advance(1)
+    world.answer_info()
+    world.server.answer(b"-NOPERM no\r\n" + confirmed(NEWS))
+    world.clock.advance(ASK_AGAIN_SECONDS)
+    world.server.answer(confirmed(UPDATES))
+    assert world.gaps == [
+        (NEWS, SourceGap(PING, PING + 2)),
+        (UPDATES, SourceGap(PING, PING + 2 + ASK_AGAIN_SECONDS)),
+    ]
+
+
+def test_a_reason_that_people_have_to_mend_is_told_once_in_an_outage(logged: list[str]) -> None:
+    world = subscribed()
+    world.server.connection.lose(ConnectionDone())
+    for delay in (1, 2, 3):
+        world.clock.advance(delay)
+        world.server.answer(b"-NOAUTH no\r\n" * 2)
+        world.settle()
+    assert logged[1:] == [
+        "No subscription at redis://localhost:6379: Connection was closed cleanly;"
+        " trying again until there is one",
+        "Still no subscription at redis://localhost:6379: NOAUTH no",
+    ]
 
 
 def test_what_follows_a_wrong_answer_in_one_read_is_not_of_a_living_connection() -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
@@ -91,6 +92,21 @@ def test_sentinels_that_disagree_are_believed_by_the_epoch_of_what_they_know(wor
     world.clock.advance(POLL_SECONDS)
     world.answer("s1", 3, "old")
     assert world.found() == Address("new", 6380)
+    world.stop()
+
+
+def test_the_newest_configuration_is_kept_while_those_who_know_it_are_silent(world: World) -> None:
+    world.answer("s1", 7, "new")
+    world.sentinels["s1"].connection.lose(ConnectionDone())
+    world.answer("s2", 5, "old")
+    world.answer("s3", 5, "old")
+    world.clock.advance(POLL_SECONDS)
+    world.answer("s2", 5, "old")
+    assert world.found() == Address("new", 6379)
+    # Once all are of one mind, as after Sentinels were set up anew, they are believed.
+    world.clock.advance(POLL_SECONDS)
+    world.answer("s1", 5, "old")
+    assert world.found() == Address("old", 6379)
     world.stop()
 
 
@@ -199,8 +215,9 @@ def test_once_all_have_failed_it_says_how(world: World, answers: list[bytes]) ->
 def test_a_server_that_is_no_master_is_refused(world: World, answer: bytes, refused: str) -> None:
     connection = RedisConnection(world.clock, TIMEOUT)
     server = Server(world.clock)
-    opened = Deferred.fromCoroutine(connection.open(Node("m", server), Sentinel(addresses=(), master="main")))
-    opened.addCallback(lambda _: Deferred.fromCoroutine(world.route.check(connection)))
+    node = Node("m", server)
+    opened = Deferred.fromCoroutine(connection.open(node, Sentinel(addresses=(), master="main")))
+    opened.addCallback(lambda _: Deferred.fromCoroutine(world.route.check(connection, node)))
     outcome: list[str] = []
     opened.addCallbacks(lambda _: outcome.append(""), lambda failure: outcome.append(str(failure.value)))
     assert server.asked() == command(b"ROLE")

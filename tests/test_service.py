@@ -147,7 +147,7 @@ async def test_without_topics_it_asks_nothing_of_redis(reactor: Any, logged: lis
     assert list(service) == []
     service.listen()
     service.startService()
-    assert "No --channel or --pattern: clients get nothing but the echo of what they type" in logged
+    assert "No channel and no pattern: clients get nothing but the echo of what they type" in logged
     await service.stopService().addTimeout(TIMEOUT, reactor)
 
 

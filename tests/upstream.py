@@ -14,10 +14,12 @@ from zope.interface import implementer
 from pushd.message import Batch, Kind, SourceGap, Topic
 from pushd.metrics import Metrics
 from pushd.redis_urls import Redis
+from pushd.sources.attempt import Terms
+from pushd.sources.buffer_limit import BufferLimit
 from pushd.sources.connection import Node
 from pushd.sources.outages import Outages
 from pushd.sources.probe import Probe
-from pushd.sources.redis import Patience, RedisSource
+from pushd.sources.redis import RedisSource
 from pushd.sources.routes import Route
 
 UPDATES = Topic(b"updates")
@@ -36,18 +38,18 @@ class Connection(StringTransport):
     def __init__(self, clock: Clock) -> None:
         super().__init__()
         self._clock = clock
+        self.gone = False
         self.protocol: Any = None
 
-    def getHandle(self) -> None:
-        """Return no socket."""
-
     def abortConnection(self) -> None:
+        assert not self.gone, "TLS raises an error then"
         if self.connected:
             self.connected = False
-            self._clock.callLater(0, self.protocol.connectionLost, Failure(ConnectionDone()))
+            self._clock.callLater(0, self.lose, ConnectionDone())
 
     def lose(self, error: BaseException) -> None:
         self.connected = False
+        self.gone = True
         self.protocol.connectionLost(Failure(error))
 
     def asked(self) -> bytes:
@@ -132,24 +134,31 @@ class World:
             redis,
             clock=self.clock,
             seconds=PROBE_SECONDS,
+            first_after=0,
             timeout=TIMEOUT,
             metrics=self.metrics,
         )
-        self.source = RedisSource(
-            self.topics,
-            deliver or self.batches.append,
-            route=self.route,
-            redis=redis,
-            outages=Outages(
-                self.topics,
-                lambda topic, gap: self.gaps.append((topic, gap)),
-                clock=self.clock,
-                metrics=self.metrics,
-                debug=False,
-            ),
-            probe=probe if probes else None,
+        self.outages = Outages(
+            lambda topic, gap: self.gaps.append((topic, gap)),
             clock=self.clock,
-            patience=Patience(ping=PING, timeout=TIMEOUT, retry_delay=lambda failures: failures + 1.0),
+            wall=self.clock.seconds,
+            metrics=self.metrics,
+            debug=False,
+        )
+        self.source = RedisSource(
+            Terms(
+                topics=self.topics,
+                deliver=deliver or self.batches.append,
+                redis=redis,
+                route=self.route,
+                probe=probe if probes else None,
+                account=self.outages.account(self.topics),
+                buffer_limit=BufferLimit(),
+                clock=self.clock,
+                ping=PING,
+                timeout=TIMEOUT,
+                retry_delay=lambda failures: failures + 1.0,
+            )
         )
 
     def start(self) -> "World":

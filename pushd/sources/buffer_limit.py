@@ -2,6 +2,7 @@
 
 import re
 
+from pushd.metrics import Reason
 from pushd.sources.connection import RedisConnection, SourceError
 
 _COUNTED = re.compile(rb"^client_output_buffer_limit_disconnections:([0-9]+)", re.MULTILINE)
@@ -18,9 +19,9 @@ class BufferLimit:
         try:
             info = await connection.ask("INFO", b"INFO", b"stats")
         except SourceError as failure:
-            if failure.is_forbidden or "unknown command" in str(failure):
-                return ""
-            raise
+            if failure.reason is not Reason.REFUSED or "max number of clients" in str(failure):
+                raise
+            return ""  # it need not tell
         found = _COUNTED.search(info) if isinstance(info, bytes) else None
         if found is None:
             return ""
@@ -29,6 +30,6 @@ class BufferLimit:
         if cut_off <= 0:
             return ""
         return (
-            f"; Redis has cut off {cut_off} clients meanwhile, most likely this one too, for their output"
-            " buffers (client-output-buffer-limit pubsub)"
+            f"; Redis has cut off {cut_off} clients for their output buffers since pushd last connected,"
+            " perhaps this one too (client-output-buffer-limit pubsub)"
         )

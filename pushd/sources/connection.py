@@ -1,6 +1,5 @@
 """One connection to a Redis server or a Sentinel: how it is made, what may be asked, and why it ended."""
 
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +21,6 @@ from txredisapi import RedisError, SubscriberProtocol
 from pushd.errors import SettingsError, one_line
 from pushd.metrics import Reason
 from pushd.redis_urls import Access, Address
-from pushd.sockets import watch_peer
 
 MAX_REPLY_BYTES = 32 * 1024**2
 """What Redis may send without ending a reply: what it buffers, by default, for a subscriber."""
@@ -37,17 +35,17 @@ class SourceError(Exception):
 
     @property
     def is_forbidden(self) -> bool:
-        """Whether an ACL of Redis is the reason."""
-        return str(self).startswith("NOPERM")
+        """Whether the command that was asked is not to be had here: an ACL forbids it, or it was renamed."""
+        return self.reason is Reason.REFUSED and str(self).startswith(("NOPERM", "ERR unknown command"))
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One server: what the log calls it, and how to connect to it."""
+    """One server: what the log calls it, how to connect to it, and where it is, if that is of interest."""
 
     name: str
     endpoint: IStreamClientEndpoint
-    address: Address | None = None  # None: a Unix socket
+    address: Address | None = None
 
 
 Connector = Callable[[Address], IStreamClientEndpoint]
@@ -57,7 +55,8 @@ Connector = Callable[[Address], IStreamClientEndpoint]
 def connector(access: Access, timeout: float, reactor: Any) -> Connector:
     """Return how to connect by TCP; by TLS only to a server whose certificate is good for its host.
 
-    Raises SettingsError where there is no certificate in what should hold authorities.
+    Raises SettingsError where there is no certificate in what should hold authorities. What it returns raises
+    SourceError where a host is no name by which a certificate can be checked.
     """
     trust_root = _trust_root(access.ca) if access.tls else None
 
@@ -65,7 +64,11 @@ def connector(access: Access, timeout: float, reactor: Any) -> Connector:
         plain = HostnameEndpoint(reactor, address.host, address.port, timeout=timeout)
         if not access.tls:
             return plain
-        return wrapClientTLS(ssl.optionsForClientTLS(address.host, trustRoot=trust_root), plain)
+        try:
+            options = ssl.optionsForClientTLS(address.host, trustRoot=trust_root)
+        except ValueError as error:
+            raise SourceError(Reason.TLS, f"no certificate can be for {address.host!r}") from error
+        return wrapClientTLS(options, plain)
 
     return connect
 
@@ -98,10 +101,11 @@ class RedisConnection(SubscriberProtocol):
     def __init__(self, clock: IReactorTime, timeout: float) -> None:
         super().__init__(charset=None, convertNumbers=False)
         self.lost: Deferred[SourceError] = Deferred()
-        self.heard_at = clock.seconds()  # when something last came
+        self.heard_at = clock.seconds()  # when a reply was last complete
         self._clock = clock
         self._timeout = timeout
         self._why: SourceError | None = None
+        self._gone = False
         self._parser = hiredis.Reader()
         self._unread = 0  # bytes that came since the last read that completed a reply
 
@@ -110,14 +114,20 @@ class RedisConnection(SubscriberProtocol):
         factory = Factory.forProtocol(lambda: self)
         factory.noisy = False
         try:
-            await _cancellable(node.endpoint.connect(factory))
-        except CancelledError:
+            connecting = _cancellable(node.endpoint.connect(factory))
+            # The endpoint's own timeout does not count the time in which a name is looked up.
+            connecting.addTimeout(self._timeout, self._clock, lambda *_: self._no_connection())
+            await connecting
+        except (CancelledError, SourceError):
             raise
         except Exception as error:
             raise self._why or SourceError(_reason(error), _describe(error)) from error
         if access.password is not None:
             user = () if access.username is None else (access.username,)
             await self.ask("AUTH", b"AUTH", *user, access.password)
+
+    def _no_connection(self) -> None:
+        raise SourceError(Reason.CONNECT, f"no connection within {self._timeout:g} s")
 
     def ask(self, shown: str, *words: bytes) -> Deferred[Any]:
         """Send a command, which is called shown where it must be named; fails with SourceError."""
@@ -129,8 +139,7 @@ class RedisConnection(SubscriberProtocol):
         return answer.addErrback(self._failed)
 
     def _late(self, shown: str) -> None:
-        self.give_up(Reason.TIMEOUT, f"no answer to {shown} within {self._timeout:g} s")
-        raise self._why or AssertionError
+        raise self.give_up(Reason.TIMEOUT, f"no answer to {shown} within {self._timeout:g} s")
 
     def _failed(self, failure: Failure) -> None:
         if failure.check(SourceError, CancelledError):
@@ -140,31 +149,25 @@ class RedisConnection(SubscriberProtocol):
             raise SourceError(Reason.MOVED if text.startswith("MOVED ") else Reason.REFUSED, text)
         raise self._why or SourceError(Reason.CLOSED, _describe(failure.value))
 
-    def give_up(self, reason: Reason, why: str) -> None:
-        """End the connection at once, for a reason of our own."""
+    def give_up(self, reason: Reason, why: str) -> SourceError:
+        """End the connection at once, for a reason of our own; return why it has ended."""
         self._why = self._why or SourceError(reason, why)
-        if self.transport is not None:
+        if self.transport is not None and not self._gone:
             self.transport.abortConnection()
-
-    def connectionMade(self) -> None:
-        """Notice, in time, a server that is gone without a word."""
-        super().connectionMade()
-        self.heard_at = self._clock.seconds()
-        if isinstance(handle := self.transport.getHandle(), socket.socket):
-            watch_peer(handle)
+        return self._why
 
     def dataReceived(self, data: bytes, unpause: bool = False) -> None:  # noqa: ARG002 - txredisapi's signature
         """Take in one read; on what is not the Redis protocol, give the connection up."""
-        self.heard_at = self._clock.seconds()
         self._unread += len(data)
         try:
             self._parser.feed(data)
             if self._read_replies():
                 self._unread = 0
+                self.heard_at = self._clock.seconds()
             elif self._unread > MAX_REPLY_BYTES:
                 raise hiredis.ProtocolError(f"a reply of more than {MAX_REPLY_BYTES} bytes")
-        except (hiredis.HiredisError, MemoryError) as error:
-            # MemoryError: hiredis makes room for whatever length an array announces.
+        except (hiredis.HiredisError, MemoryError, TypeError, ValueError) as error:
+            # hiredis makes room for whatever length an array announces, and dictionaries with any key.
             self.give_up(Reason.PROTOCOL, f"protocol error: {one_line(error)}")
 
     def _read_replies(self) -> bool:
@@ -191,6 +194,7 @@ class RedisConnection(SubscriberProtocol):
 
     def connectionLost(self, why: Failure) -> None:
         """Say why, before txredisapi fails the commands that wait for an answer."""
+        self._gone = True
         self._why = self._why or SourceError(_reason(why.value), _describe(why.value))
         super().connectionLost(why)
         self.lost.callback(self._why)
@@ -222,6 +226,10 @@ def _reason(error: BaseException | None) -> Reason:
 
 
 def _describe(error: BaseException | None) -> str:
+    if isinstance(error, VerificationError):
+        return "TLS: the certificate is good, but for another host"
     if isinstance(error, SSL.Error) and error.args and error.args[0]:
-        return "TLS: " + ", ".join(str(entry[-1]) for entry in error.args[0])
+        text = ", ".join(str(entry[-1]) for entry in error.args[0])
+        hint = " (it has expired, or no trusted authority has issued it)" if "verify failed" in text else ""
+        return f"TLS: {text}{hint}"
     return one_line(error)

@@ -2,22 +2,26 @@
 
 import random
 import secrets
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from twisted.application.internet import backoffPolicy
 from twisted.application.service import MultiService
+from twisted.internet.defer import Deferred, maybeDeferred
 
 from pushd.message import Kind, Topic
 from pushd.metrics import Metrics
 from pushd.redis_urls import Cluster, Embedded, Redis, Sentinel
 from pushd.settings import Settings
+from pushd.sources.attempt import Terms
+from pushd.sources.buffer_limit import BufferLimit
 from pushd.sources.cluster import AnyNodeRoute, ClusterNodes, SlotRoute, channel_in, slot_of
 from pushd.sources.connection import Node, connector, unix_endpoint
 from pushd.sources.outages import Interrupt, Outages
 from pushd.sources.probe import Probe
-from pushd.sources.redis import Patience, RedisSource, RetryDelay
+from pushd.sources.redis import RedisSource
 from pushd.sources.routes import Route
 from pushd.sources.sentinel import SentinelRoute
 from pushd.sources.subscriber import PROBE_PREFIX, Deliver
@@ -44,6 +48,15 @@ class Share:
 class RedisSources(MultiService):
     """All sources of one deployment, which are held back together."""
 
+    def __init__(self, outages: Outages) -> None:
+        super().__init__()
+        self._outages = outages
+
+    @property
+    def descriptors(self) -> int:
+        """How many connections they may need at a time, probes included."""
+        return 2 * len(list(self))
+
     def pauseProducing(self) -> None:
         """Read no more for now."""
         for source in self:
@@ -53,6 +66,11 @@ class RedisSources(MultiService):
         """Read on."""
         for source in self:
             source.resumeProducing()
+
+    def stopService(self) -> Deferred[None]:
+        """Leave Redis, and close the account."""
+        self._outages.close()
+        return maybeDeferred(super().stopService)
 
 
 def redis_sources(
@@ -64,39 +82,46 @@ def redis_sources(
     """
     redis = settings.source
     assert not isinstance(redis, Embedded)
-    sources = RedisSources()
+    outages = Outages(interrupt, clock=reactor, wall=time.time, metrics=metrics, debug=settings.debug)
+    sources = RedisSources(outages)
     for share in shares(settings, reactor):
-        probe = Probe(
-            share.probe,
-            share.probe_route,
-            redis,
+        terms = Terms(
+            topics=share.topics,
+            deliver=deliver,
+            redis=redis,
+            route=share.route,
+            probe=_probe(settings, share, reactor, metrics),
+            account=outages.account(share.topics),
+            buffer_limit=BufferLimit(),
             clock=reactor,
-            seconds=settings.redis_probe,
-            timeout=settings.redis_timeout,
-            metrics=metrics,
-        )
-        patience = Patience(
             ping=settings.redis_ping,
             timeout=settings.redis_timeout,
             retry_delay=_retry_delay(share.longest_delay),
         )
-        source = RedisSource(
-            share.topics,
-            deliver,
-            route=share.route,
-            redis=redis,
-            outages=Outages(share.topics, interrupt, clock=reactor, metrics=metrics, debug=settings.debug),
-            probe=probe if settings.redis_probe else None,
-            clock=reactor,
-            patience=patience,
-        )
-        source.setServiceParent(sources)
+        RedisSource(terms).setServiceParent(sources)
     return sources
 
 
-def _retry_delay(longest: float) -> RetryDelay:
+def _retry_delay(longest: float) -> Callable[[int], float]:
     return backoffPolicy(
         FIRST_DELAY_SECONDS, longest, factor=2.0, jitter=lambda: random.uniform(0, longest / 4)
+    )
+
+
+def _probe(settings: Settings, share: Share, reactor: Any, metrics: Metrics) -> Probe | None:
+    assert not isinstance(settings.source, Embedded)
+    if not settings.redis_probe:
+        return None
+    return Probe(
+        share.probe,
+        share.probe_route,
+        settings.source,
+        clock=reactor,
+        seconds=settings.redis_probe,
+        # There may be many of slots, which are not to connect all at once.
+        first_after=random.uniform(0, settings.redis_probe) if share.probe.kind is Kind.SHARD else 0,
+        timeout=settings.redis_timeout,
+        metrics=metrics,
     )
 
 
@@ -116,7 +141,8 @@ def shares(settings: Settings, reactor: Any) -> Iterator[Share]:
         case Cluster():
             nodes = ClusterNodes(redis.addresses, connect)
             if ordinary := [topic for topic in topics if topic.kind is not Kind.SHARD]:
-                yield Share(ordinary, AnyNodeRoute(nodes), AnyNodeRoute(nodes, turn=1), Topic(prefix))
+                any_node = AnyNodeRoute(nodes)
+                yield Share(ordinary, any_node, AnyNodeRoute(nodes, turn=1, beside=any_node), Topic(prefix))
             for slot, shards in _by_slot(topics).items():
                 probe = Topic(channel_in(slot, prefix + b":"), Kind.SHARD)
                 yield Share(shards, SlotRoute(nodes), SlotRoute(nodes, turn=1), probe)

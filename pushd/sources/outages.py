@@ -1,12 +1,13 @@
 """Outages: which topics have no subscription at Redis, and since when; in few lines, and as source gaps."""
 
+import time
 from collections.abc import Callable, Sequence
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from pushd.message import SourceGap, Topic
-from pushd.metrics import Metrics
+from pushd.metrics import Metrics, Reason
 from pushd.sources.connection import SourceError
 
 SUMMARY_SECONDS = 60.0
@@ -20,100 +21,177 @@ Interrupt = Callable[[Topic, SourceGap], None]
 
 
 class Outages:
-    """Keeps account for one source; the first subscription, if it comes about at once, ends no outage."""
+    """Says when a deployment of Redis is lost to any of its sources, and when all are back: once each.
+
+    Times are those of clock, which only goes forward; wall tells the seconds since 1970, for people.
+    """
 
     _log = Logger()
 
     def __init__(
         self,
-        topics: Sequence[Topic],
         interrupt: Interrupt,
         *,
         clock: IReactorTime,
+        wall: Callable[[], float],
         metrics: Metrics,
         debug: bool,
     ) -> None:
-        self._topics = topics
         self._interrupt = interrupt
         self._clock = clock
+        self._wall = wall
         self._metrics = metrics
         self._debug = debug
+        self._down: set[Account] = set()
+        self._since = 0.0  # of the outage that is under way: nothing is missing until then
+        self._noticed = self._mentioned = 0.0
+        self._attempts = 0
+        self._reasons: set[Reason] = set()
+        self._returned: list[Topic] = []
+
+    def account(self, topics: Sequence[Topic]) -> "Account":
+        """Return the account of one source."""
+        return Account(topics, self)
+
+    def gap(self, topic: Topic, since: float) -> None:
+        """Record that some of a topic may be missing, from a time until now."""
+        until = self._wall()
+        self._interrupt(topic, SourceGap(until - (self._clock.seconds() - since), until))
+
+    def failed(self, account: "Account", where: str, failure: SourceError, since: float) -> None:
+        """Note that an attempt of a source has failed, or that its subscription has ended."""
+        now = self._clock.seconds()
+        self._metrics.reconnects[failure.reason] += 1
+        if not self._down:
+            self._since, self._noticed, self._attempts = since, now, 0
+            self._reasons.clear()
+            text = "No subscription at {where}: {failure}; trying again until there is one"
+        elif now - self._mentioned >= SUMMARY_SECONDS:
+            text = (
+                "Still no subscription at {where} after {seconds:.0f} s, {attempts} more attempts: {failure}"
+            )
+        elif failure.reason in (Reason.REFUSED, Reason.TLS) and failure.reason not in self._reasons:
+            text = "Still no subscription at {where}: {failure}"  # what people have to mend
+        else:
+            text = ""
+        self._down.add(account)
+        self._since = min(self._since, since)
+        self._attempts += 1
+        self._reasons.add(failure.reason)
+        fields = {
+            "where": where,
+            "failure": failure,
+            "seconds": now - self._noticed,
+            "attempts": self._attempts,
+        }
+        if text:
+            self._mentioned = now
+            self._log.warn(text, **fields)
+        elif self._debug:
+            self._log.debug("No subscription at {where}: {failure}", **fields)
+
+    def lossy(self, topics: Sequence[Topic], since: float) -> None:
+        """Say that a probe was lost between two that were not."""
+        self._log.warn(
+            "Redis has lost a probe: what was published for {names} from {since} to {until} may be missing",
+            names=_named(topics),
+            since=_shown(self._wall() - (self._clock.seconds() - since)),
+            until=_shown(self._wall()),
+        )
+
+    def refused(self, where: str, topics: Sequence[Topic], failure: SourceError) -> None:
+        """Say that Redis refuses some topics."""
+        self._log.warn(
+            "{where} refuses {names}: {failure}; asking again until it is allowed",
+            where=where,
+            names=_named(topics),
+            failure=failure,
+        )
+
+    def subscribed(
+        self, account: "Account", where: str, topics: Sequence[Topic], since: float | None, remark: str
+    ) -> None:
+        """Note that a source has some topics, which may lack something since a time; say so if all have."""
+        if account in self._down:
+            self._down.remove(account)
+            self._returned += topics
+            if self._down:
+                return
+            topics, since = self._returned, self._since
+            self._returned = []
+        if since is None:
+            self._log.info("Subscribed to {names} at {where}", names=_named(topics), where=where)
+            return
+        seconds = self._clock.seconds() - since
+        self._metrics.unsubscribed_seconds += seconds
+        self._log.info(
+            "Subscribed to {names} at {where} again, after {seconds:.1f} s: what was published from {since}"
+            " to {until} is missing, unknown how much{remark}",
+            names=_named(topics),
+            where=where,
+            seconds=seconds,
+            since=_shown(self._wall() - seconds),
+            until=_shown(self._wall()),
+            remark=remark,
+        )
+
+    def close(self) -> None:
+        """Bring the count of seconds up to date at the end."""
+        if self._down:
+            self._metrics.unsubscribed_seconds += self._clock.seconds() - self._since
+            self._down.clear()
+
+
+class Account:
+    """What one source has of its topics. A first subscription that comes about at once ends no outage."""
+
+    def __init__(self, topics: Sequence[Topic], outages: Outages) -> None:
+        self._topics = topics
+        self._outages = outages
         self._missing: dict[Topic, float] = {}  # since when; not those that have never been tried
         self._refused: set[Topic] = set()
-        self._began: float | None = None  # when the outage that is under way was noticed
-        self._attempts = 0
-        self._mentioned = 0.0
+        self._ended: list[float] = []  # since when those were missing that have just been confirmed
 
     def failed(self, where: str, failure: SourceError, since: float) -> None:
-        """Note that there is no subscription, for any topic; since is up to when nothing is missing."""
-        now = self._clock.seconds()
+        """Note that there is no subscription, for any topic; nothing is missing up to a time."""
         for topic in self._topics:
             self._missing.setdefault(topic, since)
-        self._metrics.reconnects[failure.reason] += 1
-        self._attempts += 1
-        if self._began is None:
-            self._began = self._mentioned = now
-            self._attempts = 0
-            self._log.warn(
-                "No subscription at {where}: {failure}; trying again until there is one",
-                where=where,
-                failure=failure,
-            )
-        elif now - self._mentioned >= SUMMARY_SECONDS:
-            self._mentioned = now
-            self._log.warn(
-                "Still no subscription at {where} after {seconds:.0f} s, {attempts} more attempts: {failure}",
-                where=where,
-                seconds=now - self._began,
-                attempts=self._attempts,
-                failure=failure,
-            )
-        elif self._debug:
-            self._log.debug("No subscription at {where}: {failure}", where=where, failure=failure)
+        self._ended.clear()
+        self._outages.failed(self, where, failure, since)
 
-    def refused(self, topic: Topic, where: str, failure: SourceError, since: float) -> None:
-        """Note that Redis refuses one topic, and say so when that is new."""
-        self._missing.setdefault(topic, since)
-        if topic not in self._refused:
-            self._refused.add(topic)
-            self._log.warn(
-                "{where} refuses {topic}: {failure}; asking again until it is allowed",
-                where=where,
-                topic=topic,
-                failure=failure,
-            )
+    def refused(self, where: str, topics: Sequence[Topic], failure: SourceError, since: float) -> None:
+        """Note that Redis refuses some topics."""
+        for topic in topics:
+            self._missing.setdefault(topic, since)
+        if new := [topic for topic in topics if topic not in self._refused]:
+            self._refused.update(new)
+            self._outages.refused(where, new, failure)
 
     def confirmed(self, topic: Topic) -> None:
         """Note that messages of a topic come, from now on."""
         self._refused.discard(topic)
         if (since := self._missing.pop(topic, None)) is not None:
-            self._interrupt(topic, SourceGap(since, self._clock.seconds()))
+            self._ended.append(since)
+            self._outages.gap(topic, since)
 
     def subscribed(self, where: str, topics: Sequence[Topic], remark: str = "") -> None:
         """Note that these topics have just been confirmed, and that none is waited for any more."""
-        names = ", ".join(map(str, topics[:NAMED_TOPICS]))
-        if len(topics) > NAMED_TOPICS:
-            names += f", and {len(topics) - NAMED_TOPICS} more"
-        if self._began is None:
-            self._log.info("Subscribed to {names} at {where}", names=names, where=where)
-            return
-        self._log.info(
-            "Subscribed to {names} at {where} again, after {seconds:.1f} s: what was published meanwhile is"
-            " missing, unknown how much{remark}",
-            names=names,
-            where=where,
-            seconds=self._end(),
-            remark=remark,
-        )
+        since = min(self._ended, default=None)
+        self._ended.clear()
+        self._outages.subscribed(self, where, topics, since, remark)
 
-    def close(self) -> None:
-        """Bring the account up to date at the end."""
-        if self._began is not None:
-            self._end()
+    def lossy(self, since: float) -> None:
+        """Note that something was lost since a time, although the subscription lasts."""
+        self._outages.lossy(self._topics, since)
+        for topic in self._topics:
+            if topic not in self._missing:
+                self._outages.gap(topic, since)
 
-    def _end(self) -> float:
-        assert self._began is not None
-        seconds = self._clock.seconds() - self._began
-        self._metrics.unsubscribed_seconds += seconds
-        self._began = None
-        return seconds
+
+def _named(topics: Sequence[Topic]) -> str:
+    names = ", ".join(map(str, topics[:NAMED_TOPICS]))
+    return names if len(topics) <= NAMED_TOPICS else f"{names}, and {len(topics) - NAMED_TOPICS} more"
+
+
+def _shown(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

@@ -3,6 +3,8 @@
 A Redis that answers PING proves nothing: it may be the wrong one, or demoted, or cut off.
 """
 
+from collections.abc import Callable
+
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
@@ -24,7 +26,7 @@ MAX_HOPS = 3
 class Probe:
     """Publishes to a topic of its own every so many seconds, each time over a new connection.
 
-    A probe that cannot be published proves nothing.
+    A probe that cannot be published proves nothing; nor does one behind which nothing has been heard yet.
     """
 
     _log = Logger()
@@ -37,87 +39,110 @@ class Probe:
         *,
         clock: IReactorTime,
         seconds: float,
+        first_after: float,
         timeout: float,
         metrics: Metrics,
     ) -> None:
         self.topic = topic
-        self._seconds = seconds
         self._route = route
         self._access = access
         self._clock = clock
+        self._seconds = seconds
+        self._first_after = first_after
         self._timeout = timeout
         self._metrics = metrics
-        self.proven_at = (
-            0.0  # when the last probe was sent that came back; at first, when the subscription began
-        )
+        # When the newest probe was sent that has come back; at first, when the subscription began.
+        self.proven_at = 0.0
         self._number = 0
-        self._sent_at = 0.0
-        self._awaited: bytes | None = None  # what was published, and has not come back
-        self._forbidden = False
+        self._sent_at: dict[int, float] = {}  # of probes that have not come back, oldest first
+        self._lost: Callable[[float], None] = lambda _: None
+        self._complained = False
 
     def heard(self, payload: bytes) -> None:
         """Take note of what came back on the subscription."""
-        if payload == self._awaited:
-            self._awaited = None
-            self.proven_at = self._sent_at
+        number = int(payload) if payload.isdigit() and len(payload) < 20 else 0
+        if number not in self._sent_at:
+            return
+        if any(earlier < number for earlier in self._sent_at):
+            self._lost(self.proven_at)  # what is published in order comes in order
+        self.proven_at = self._sent_at[number]
+        self._sent_at = {later: sent for later, sent in self._sent_at.items() if later > number}
 
-    def forbidden(self, failure: SourceError) -> None:
-        """Say, once, that Redis does not let pushd probe."""
-        if not self._forbidden:
-            self._forbidden = True
-            self._log.warn(
-                "Redis forbids the probe ({failure}): a wrong or demoted Redis will not be noticed; allow the"
-                " channels {prefix}*, or say --redis-probe 0",
-                failure=failure,
-                prefix=PROBE_PREFIX.decode(),
-            )
+    def begin(self, lost: Callable[[float], None]) -> None:
+        """Forget the last subscription; lost is told since when something is missing in the new one."""
+        self.proven_at = self._clock.seconds()
+        self._sent_at.clear()
+        self._lost = lost
 
-    async def watch(self) -> None:
-        """Probe a subscription from now on; raises SourceError when it is silent.
+    async def watch(self, proven_at: Callable[[], float]) -> None:
+        """Probe a subscription that has begun, for ever; raises SourceError when it is silent.
 
-        Returns where Redis forbids to publish.
+        proven_at says when the last question was asked that was answered on the subscription.
         """
         silent = 0
-        self.proven_at = self._clock.seconds()
+        await deferLater(self._clock, self._first_after)
         while True:
-            try:
-                published = await self._publish()
-            except SourceError as failure:
-                if failure.is_forbidden:
-                    self.forbidden(failure)
-                    return
-                published = False
+            published = await self._publish()
             await deferLater(self._clock, self._seconds)
-            if published:
-                missed = self._awaited is not None
-                self._metrics.probes_missed += missed
-                silent = silent + 1 if missed else 0
+            if not published or self._is_undecided(published, proven_at()):
+                continue
+            missed = published in self._sent_at
+            self._metrics.probes_missed += missed
+            silent = silent + 1 if missed else 0
             if silent == SILENT_PROBES:
                 raise SourceError(Reason.PROBE, f"{silent} probes in a row were published and did not arrive")
 
-    async def _publish(self) -> bool:
-        """Publish one probe; raises SourceError."""
+    def _is_undecided(self, number: int, proven_at: float) -> bool:
+        """Tell whether a probe may still be behind what has not been read from Redis."""
+        return number in self._sent_at and proven_at <= self._sent_at[number]
+
+    async def _publish(self) -> int:
+        """Publish one probe; return its number, or 0 where that could not be done."""
         self._number += 1
-        self._sent_at = self._clock.seconds()
-        self._awaited = b"%d" % self._number
-        for _ in range(MAX_HOPS):
+        number = self._number
+        try:
+            await self._publish_somewhere(number)
+        except SourceError as failure:
+            self._sent_at.pop(number, None)
+            self.complain(failure)
+            return 0
+        self._complained = False
+        self._metrics.probes_sent += 1
+        return number
+
+    async def _publish_somewhere(self, number: int) -> None:
+        """Publish one probe where the route leads, and further if that sends on; raises SourceError."""
+        hops = 1
+        while True:
             node = await self._route.find()
             try:
-                await self._publish_at(node)
+                await self._publish_at(node, number)
             except SourceError as failure:
-                if not self._route.ended(node, failure):
+                if hops == MAX_HOPS or not self._route.redirect(node, failure):
+                    self._route.advance()
                     raise
+                hops += 1
             else:
-                self._route.ended(node, SourceError(Reason.CLOSED, "done"))
-                self._metrics.probes_sent += 1
-                return True
-        return False
+                self._route.advance()
+                return
 
-    async def _publish_at(self, node: Node) -> None:
+    async def _publish_at(self, node: Node, number: int) -> None:
         connection = RedisConnection(self._clock, self._timeout)
         command = b"SPUBLISH" if self.topic.kind is Kind.SHARD else b"PUBLISH"
         try:
             await connection.open(node, self._access)
-            await connection.ask(command.decode(), command, self.topic.name, self._awaited or b"")
+            self._sent_at[number] = self._clock.seconds()
+            await connection.ask(command.decode(), command, self.topic.name, b"%d" % number)
         finally:
             connection.give_up(Reason.CLOSED, "done")
+
+    def complain(self, failure: SourceError) -> None:
+        """Say that probing does not work, once until it does."""
+        if not self._complained:
+            self._complained = True
+            self._log.warn(
+                "Probing does not work ({failure}): a wrong or demoted Redis is not noticed; allow the"
+                " channels {prefix}*, or say --redis-probe 0",
+                failure=failure,
+                prefix=PROBE_PREFIX.decode(),
+            )

@@ -21,13 +21,16 @@ class Route:
         """Return where to connect now; raises SourceError where that is not known."""
         return self._node
 
-    async def check(self, connection: RedisConnection) -> None:
+    async def check(self, connection: RedisConnection, node: Node) -> None:
         """Ask a server to which a connection was made; raises SourceError where it is not the right one."""
 
     def left(self, node: Node) -> Deferred[None]:  # noqa: ARG002 - the one node is never left
         """Return what fires when another server than this one has become the right one."""
         return Deferred()
 
-    def ended(self, node: Node, failure: SourceError) -> bool:  # noqa: ARG002
-        """Take note that a node did not serve, or does no longer; return whether to go on without a delay."""
+    def advance(self) -> None:
+        """Look elsewhere next time, if there is a choice."""
+
+    def redirect(self, node: Node, failure: SourceError) -> bool:  # noqa: ARG002
+        """Go where a node that does not serve has sent to; return whether it has, so that no delay is due."""
         return False

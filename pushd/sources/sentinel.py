@@ -10,9 +10,11 @@ from collections.abc import Callable
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
+from twisted.logger import Logger
 
+from pushd.errors import one_line
 from pushd.metrics import Reason
-from pushd.redis_urls import Address, Sentinel
+from pushd.redis_urls import Address, Sentinel, read_address
 from pushd.sources.connection import Connector, Node, RedisConnection, SourceError
 from pushd.sources.routes import Route
 
@@ -23,8 +25,8 @@ POLL_SECONDS = 0.5
 class SentinelRoute(Route):
     """Leads to the master of the newest configuration that any Sentinel knows.
 
-    With Sentinels that disagree that is the one of the latest epoch, which is how they agree themselves. With
-    no Sentinel that answers, it is the master that was named last.
+    With Sentinels that disagree that is the one of the latest epoch, which is how they agree themselves. It
+    is kept when those who named it are silent; an older one is believed only if all Sentinels say so.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class SentinelRoute(Route):
             for address in settings.addresses
         ]
         self._master: Address | None = None
+        self._epoch = 0  # of the configuration that names it
         self._finding: list[Deferred[None]] = []
         self._leaving: list[tuple[Address | None, Deferred[None]]] = []
 
@@ -68,7 +71,7 @@ class SentinelRoute(Route):
             f'{self._master} (master "{self._master_name}")', self._connect(self._master), self._master
         )
 
-    async def check(self, connection: RedisConnection) -> None:
+    async def check(self, connection: RedisConnection, node: Node) -> None:  # noqa: ARG002
         """Refuse a server that is not, or not yet, a master."""
         try:
             role = await connection.ask("ROLE", b"ROLE")
@@ -86,11 +89,18 @@ class SentinelRoute(Route):
         self._leaving.append(entry)
         return leaving
 
+    def redirect(self, node: Node, failure: SourceError) -> bool:  # noqa: ARG002
+        """Go on at once where the server was left for another."""
+        return failure.reason is Reason.MOVED
+
     def _decide(self) -> None:
         """Take note of an answer, or of a failure, of one Sentinel."""
         votes = Counter(watch.answer for watch in self._watches if watch.answer is not None)
         if votes:
-            _, self._master = max(votes, key=lambda answer: (answer[0], votes[answer]))
+            epoch, master = max(votes, key=lambda answer: (answer[0], votes[answer]))
+            if epoch < self._epoch and len(list(votes.elements())) < len(self._watches):
+                return  # whoever knew better may only be silent
+            self._epoch, self._master = epoch, master
             finding, self._finding = self._finding, []
             for known in finding:
                 known.callback(None)
@@ -106,6 +116,8 @@ class SentinelRoute(Route):
 
 class SentinelWatch:
     """Asks one Sentinel again and again who the master is, and calls noted after each answer and failure."""
+
+    _log = Logger()
 
     def __init__(
         self, settings: Sentinel, node: Node, clock: IReactorTime, timeout: float, noted: Callable[[], None]
@@ -138,8 +150,13 @@ class SentinelWatch:
                     self.answer, self.failure = await self._ask(connection), None
                     self._noted()
                     await deferLater(self._clock, POLL_SECONDS)
-            except SourceError as failure:
-                self.answer, self.failure = None, failure
+            except CancelledError:
+                raise
+            except Exception as error:
+                if not isinstance(error, SourceError):  # a mistake of our own must not end it in silence
+                    self._log.failure("Asking {node} failed", node=self.node.name)
+                    error = SourceError(Reason.PROTOCOL, one_line(error))
+                self.answer, self.failure = None, error
                 self._noted()
             finally:
                 connection.give_up(Reason.CLOSED, "done")
@@ -153,6 +170,6 @@ class SentinelWatch:
         try:
             host, port = told
             epoch = dict(zip(state[::2], state[1::2], strict=True))[b"config-epoch"]
-            return int(epoch), Address(host.decode(), int(port))
+            return int(epoch), read_address(host.decode(), port.decode())
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise SourceError(Reason.PROTOCOL, "that is not what a Sentinel answers") from error

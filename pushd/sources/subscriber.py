@@ -49,7 +49,8 @@ class RedisSubscriber(RedisConnection):
     ) -> None:
         super().__init__(clock, timeout)
         self._deliver = deliver
-        self.proven_at = 0.0  # what Redis has published until then has been handed on, as an answer proves
+        # Up to then nothing is missing, as an answer proves; None before the first topic is confirmed.
+        self.proven_at: float | None = None
         self._probe = probe
         self._topics: dict[Kind, dict[bytes, Topic]] = {kind: {} for kind in Kind}
         for topic in (*topics, *([probe.topic] if probe else [])):
@@ -83,7 +84,9 @@ class RedisSubscriber(RedisConnection):
     def _ping(self) -> None:
         if self._deadline is None:
             asked_at = self._clock.seconds()
-            self.execute_command("PING").addCallbacks(self._ponged, lambda _: None, (asked_at,))
+            self.execute_command("PING").addCallbacks(
+                self._ponged, self._no_pong, (asked_at,), None, (asked_at,)
+            )
             self._expect_life(asked_at)
 
     def _ponged(self, answer: object, asked_at: float) -> None:
@@ -92,6 +95,11 @@ class RedisSubscriber(RedisConnection):
             self.proven_at = asked_at
         else:
             self.give_up(Reason.PROTOCOL, "protocol error: that is no answer to PING")
+
+    def _no_pong(self, failure: Failure, asked_at: float) -> None:
+        if failure.check(hiredis.ReplyError):  # that PING is forbidden is a sign of life as good as any
+            self._expect_nothing()
+            self.proven_at = asked_at
 
     def _expect_life(self, since: float) -> None:
         self._deadline = self._clock.callLater(self._timeout, self._overdue, since)
@@ -102,6 +110,10 @@ class RedisSubscriber(RedisConnection):
             self._deadline = None
 
     def _overdue(self, since: float) -> None:
+        # What has come while this process itself did not run is read in the next turn.
+        self._deadline = self._clock.callLater(0, self._truly_overdue, since)
+
+    def _truly_overdue(self, since: float) -> None:
         if self._held_back or self.heard_at > since:
             # The answer is behind messages that have still to be read.
             self._expect_life(self._clock.seconds())
@@ -128,7 +140,7 @@ class RedisSubscriber(RedisConnection):
                             patterns[name].append(payload)
                     case [b"smessage", name, payload] if type(name) is bytes and type(payload) is bytes:
                         shards[name].append(payload)
-                    case [b"message" | b"pmessage" | b"smessage", *_] if len(reply) > 2:
+                    case [b"message" | b"pmessage" | b"smessage", *_]:
                         raise hiredis.ProtocolError("a message that is none")
                     case [b"sunsubscribe", _, int()]:
                         self.give_up(Reason.MOVED, "its slot has moved to another node")

@@ -1,0 +1,209 @@
+"""One attempt to be subscribed at one server, and all that lasts as long as the subscription does."""
+
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from itertools import compress
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherResults
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from pushd.errors import one_line
+from pushd.message import Batch, Topic
+from pushd.metrics import Reason
+from pushd.redis_urls import RedisServers
+from pushd.sources.buffer_limit import BufferLimit
+from pushd.sources.connection import Node, SourceError
+from pushd.sources.outages import Account
+from pushd.sources.probe import Probe
+from pushd.sources.routes import Route
+from pushd.sources.subscriber import Deliver, RedisSubscriber
+
+ASK_AGAIN_SECONDS = 5.0
+"""How often topics are asked for that Redis refuses."""
+
+STEADY_SECONDS = 10.0
+"""A subscription that has lasted so long was a success: what ends it is tried again soon."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What a source follows, how, and where it says so. Times are in seconds."""
+
+    topics: Sequence[Topic]
+    deliver: Deliver
+    redis: RedisServers
+    route: Route
+    probe: Probe | None
+    account: Account
+    buffer_limit: BufferLimit
+    clock: IReactorTime
+    ping: float  # between two signs of life that are asked for, while subscribed
+    timeout: float  # for a connection, and for each answer
+    retry_delay: Callable[[int], float]  # after so many failures in a row, from 0
+
+
+class Attempt:
+    """Connects, subscribes, and keeps the subscription until it ends.
+
+    proven_at is the time up to which nothing is missing; None where no topic has been confirmed.
+    """
+
+    _log = Logger()
+
+    def __init__(self, node: Node, terms: Terms, proven_at: float) -> None:
+        self._node = node
+        self._terms = terms
+        self._missing_since = proven_at  # of the last subscription
+        self._subscriber = RedisSubscriber(
+            terms.clock, terms.timeout, topics=terms.topics, deliver=self._guarded, probe=terms.probe
+        )
+        self._probing = False
+        self._held_back = False
+        self._subscribed_at: float | None = None
+
+    @property
+    def proven_at(self) -> float | None:
+        """What was published until then has been handed on, as far as that can be known."""
+        proven_at, probe = self._subscriber.proven_at, self._terms.probe
+        if proven_at is None or probe is None or not self._probing:
+            return proven_at
+        # The answers may have been those of a server that was the right one no more.
+        return min(proven_at, probe.proven_at)
+
+    @property
+    def was_steady(self) -> bool:
+        """Whether the subscription has lasted for a while."""
+        now = self._terms.clock.seconds()
+        return self._subscribed_at is not None and now - self._subscribed_at >= STEADY_SECONDS
+
+    def hold_back(self, holding: bool) -> None:
+        """Read nothing from Redis, or read on; until it has subscribed, it reads on."""
+        self._held_back = holding
+        if self._subscribed_at is not None:
+            self._subscriber.hold_back(holding)
+
+    async def run(self) -> SourceError:
+        """Return why the server does not serve, or does no longer."""
+        serving = Deferred.fromCoroutine(self._serve())
+        left = self._terms.route.left(self._node)
+        left.addCallbacks(lambda _: serving.cancel(), lambda failure: failure.trap(CancelledError))
+        try:
+            return await serving
+        except SourceError as failure:
+            return failure
+        except CancelledError:
+            if not left.called:
+                raise
+            return SourceError(Reason.MOVED, "another server has taken its place")
+        finally:
+            left.cancel()
+            self._subscriber.give_up(Reason.CLOSED, "done")
+
+    async def _serve(self) -> SourceError:
+        terms, subscriber = self._terms, self._subscriber
+        await subscriber.open(self._node, terms.redis)
+        await terms.route.check(subscriber, self._node)
+        remark = await terms.buffer_limit.look(subscriber, self._node.name)
+        self._probing, *confirmed = await self._subscribe()
+        self._subscribed_at = terms.clock.seconds()
+        if any(confirmed):
+            terms.account.subscribed(self._node.name, list(compress(terms.topics, confirmed)), remark)
+        subscriber.keep_alive(terms.ping)
+        if self._held_back:
+            subscriber.hold_back(True)
+        refused = [topic for topic, good in zip(terms.topics, confirmed, strict=True) if not good]
+        beside = [self._beside(self._ask_again(refused))]
+        if self._probing and terms.probe:
+            beside.append(self._beside(terms.probe.watch(lambda: subscriber.proven_at or 0.0)))
+        try:
+            return await subscriber.lost
+        finally:
+            for task in beside:
+                task.cancel()
+
+    async def _subscribe(self) -> list[bool]:
+        """Ask for all at once, by a command each; return what is allowed: the probe, then the topics."""
+        probing = Deferred.fromCoroutine(self._confirm_probe())
+        confirming = Deferred.fromCoroutine(self._confirm(self._terms.topics))
+        provable, confirmed = await _all([probing, confirming])
+        return [provable, *confirmed]
+
+    async def _confirm_probe(self) -> bool:
+        """Subscribe to the probe, if there is one; return whether that is allowed."""
+        probe = self._terms.probe
+        if probe is None:
+            return False
+        if failure := await self._refusal(probe.topic):
+            probe.complain(failure)
+            return False
+        probe.begin(self._terms.account.lossy)
+        return True
+
+    async def _confirm(self, topics: Sequence[Topic]) -> list[bool]:
+        """Subscribe to topics; return which are allowed."""
+        refusals = await _all([Deferred.fromCoroutine(self._confirm_one(topic)) for topic in topics])
+        if refused := [topic for topic, refusal in zip(topics, refusals, strict=True) if refusal]:
+            failure = next(filter(None, refusals))
+            self._terms.account.refused(self._node.name, refused, failure, self._missing_since)
+        return [refusal is None for refusal in refusals]
+
+    async def _confirm_one(self, topic: Topic) -> SourceError | None:
+        refusal = await self._refusal(topic)
+        if refusal is None:
+            self._terms.account.confirmed(topic)
+        return refusal
+
+    async def _refusal(self, topic: Topic) -> SourceError | None:
+        """Subscribe to a topic; return why Redis forbids that; raises SourceError for other reasons."""
+        try:
+            await self._subscriber.subscribe_to(topic)
+        except SourceError as failure:
+            if failure.is_forbidden:
+                return failure
+            raise
+        return None
+
+    async def _ask_again(self, refused: Sequence[Topic]) -> None:
+        while refused:
+            await deferLater(self._terms.clock, ASK_AGAIN_SECONDS)
+            if self._held_back:
+                continue  # the answer would be late, behind what is not read
+            confirmed = await self._confirm(refused)
+            if any(confirmed):
+                self._terms.account.subscribed(self._node.name, list(compress(refused, confirmed)))
+            refused = [topic for topic, good in zip(refused, confirmed, strict=True) if not good]
+
+    def _beside(self, task: Coroutine[Any, Any, None]) -> Deferred[None]:
+        """Run something while the subscription lasts; a failure of it ends that."""
+
+        def failed(failure: Failure) -> None:
+            if failure.check(CancelledError):
+                return
+            if isinstance(failure.value, SourceError):
+                self._subscriber.give_up(failure.value.reason, str(failure.value))
+                return
+            self._log.failure("Following {node} failed", failure=failure, node=self._node.name)
+            self._subscriber.give_up(Reason.PROTOCOL, one_line(failure.value))
+
+        return Deferred.fromCoroutine(task).addErrback(failed)
+
+    def _guarded(self, batch: Batch) -> None:
+        """Deliver; an exception must not end the connection and lose what else the read brought."""
+        try:
+            self._terms.deliver(batch)
+        except Exception:
+            self._log.failure(
+                "Lost {count} messages of {topic}", count=len(batch.payloads), topic=batch.topic
+            )
+
+
+async def _all(answers: Sequence[Deferred[Any]]) -> Any:
+    """Return all answers, or raise what the first one fails with."""
+    try:
+        return await gatherResults(answers, consumeErrors=True)
+    except FirstError as error:
+        error.subFailure.raiseException()
