@@ -34,11 +34,12 @@ class FaultyProxy:
     corrupt) are suffered by new connections too; cut and half_close are done once, to those that live.
     """
 
-    def __init__(self, reactor: Any, target_port: int) -> None:
+    def __init__(self, reactor: Any, target_port: int, latency: float = 0.0) -> None:
         self.reactor = reactor
         self.port = 0
         self.accepted = 0
-        self.harm = _Harm()
+        self.latency = latency  # what comes is passed on so many seconds later, healthy or not
+        self.harm = _Harm(delay=latency)
         self._target = TCP4ClientEndpoint(reactor, LOOPBACK, target_port)
         self._listening: Any = None
         self._refusing = False
@@ -78,7 +79,7 @@ class FaultyProxy:
             self._refusing = False
             self._listening.socket.listen(self._listening.backlog)
             self._listening.startReading()
-        self.harm = _Harm()
+        self.harm = _Harm(delay=self.latency)
         for link in self._links:
             link.down.allowed = None
         self._pump()

@@ -746,7 +746,7 @@ def test_an_answer_that_was_there_while_this_process_did_not_run_is_read_first()
     world = subscribed()
     subscription = world.server.connection
     world.clock.advance(PING)
-    # Stopped for a while: the reactor first calls what is due, then reads, and calls what became due meanwhile.
+    # Stopped for a while: the reactor first calls what is due, then reads, then calls what became due.
     world.clock.callLater(TIMEOUT, subscription.answer, PONG)
     world.clock.advance(TIMEOUT)
     world.settle()

@@ -195,6 +195,7 @@ class RedisConnection(SubscriberProtocol):
     def connectionLost(self, why: Failure) -> None:
         """Say why, before txredisapi fails the commands that wait for an answer."""
         self._gone = True
+        self._parser = hiredis.Reader()  # what the old one holds may be much, and wait long to be collected
         self._why = self._why or SourceError(_reason(why.value), _describe(why.value))
         super().connectionLost(why)
         self.lost.callback(self._why)

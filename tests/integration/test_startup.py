@@ -87,7 +87,7 @@ def test_more_clients_than_descriptors_are_refused_at_start(tmp_path: Path) -> N
 
 def test_without_a_channel_it_says_so_and_echoes(start_pushd: Callable[..., Pushd]) -> None:
     pushd = start_pushd()
-    pushd.wait_for("No --channel or --pattern: clients get nothing but the echo of what they type")
+    pushd.wait_for("No channel and no pattern: clients get nothing but the echo of what they type")
     with Client(pushd.port) as client:
         client.echo()
     assert pushd.terminate() < 0
