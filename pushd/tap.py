@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -255,6 +256,8 @@ def makeService(options: Options) -> "PushService":
 
     from pushd.service import PushService  # noqa: PLC0415
 
+    # Twisted goes by time.time: all timers would stop while a clock that was set back catches up.
+    vars(reactor)["seconds"] = time.monotonic
     try:
         service = PushService(options.settings, reactor)
         service.listen()

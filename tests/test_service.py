@@ -1,5 +1,6 @@
 """The service, on the real reactor: put together, used through its ports, and taken apart."""
 
+import time
 from typing import Any
 
 import pytest
@@ -178,19 +179,27 @@ async def test_ports_that_are_taken_are_refused(reactor: Any) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_plugin_makes_a_service_with_open_ports(reactor: Any) -> None:
+async def test_the_plugin_makes_a_service_with_open_ports(
+    reactor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reactor, "seconds", reactor.seconds)  # to be restored
     options = Options()
     options.parseOptions(["--port", LOOPBACK[0], "--redis", "embedded:0", "--channel", "updates"])
     service = makeService(options)
     assert {reader.getHost().host for reader in reactor.getReaders() if hasattr(reader, "getHost")} == {
         "127.0.0.1"
     }
+    # A clock that is set back stops nothing.
+    assert reactor.seconds is time.monotonic
     service.startService()
     await service.stopService().addTimeout(TIMEOUT, reactor)
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_plugin_ends_with_a_line_where_it_cannot_open_them(reactor: Any) -> None:
+async def test_the_plugin_ends_with_a_line_where_it_cannot_open_them(
+    reactor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reactor, "seconds", reactor.seconds)
     taken = reactor.listenTCP(0, Factory(), interface="127.0.0.1")
     options = Options()
     options.parseOptions(["--port", f"tcp:{taken.getHost().port}:interface=127.0.0.1"])
