@@ -1,11 +1,22 @@
 """URLs of Redis: what is read from them, what is shown of them, and which are refused."""
 
+import contextlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pushd.errors import SettingsError
-from pushd.redis_urls import Address, Cluster, Embedded, Redis, Sentinel, Source, parse_source
+from pushd.redis_urls import (
+    Address,
+    Cluster,
+    Embedded,
+    Redis,
+    Sentinel,
+    Source,
+    parse_source,
+    read_address,
+)
 
 H = Address("h", 6379)
 
@@ -16,6 +27,7 @@ H = Address("h", 6379)
         ("redis://localhost", Redis(), "redis://localhost:6379"),
         ("redis://10.0.0.1:6380", Redis(address=Address("10.0.0.1", 6380)), "redis://10.0.0.1:6380"),
         ("redis://[::1]:6380/0", Redis(address=Address("::1", 6380)), "redis://[::1]:6380"),
+        ("REDIS://H.Example", Redis(address=Address("h.example", 6379)), "redis://h.example:6379"),
         ("redis://:secret@h", Redis(address=H, password=b"secret"), "redis://h:6379"),
         ("redis://me:p%40ss%FF@h", Redis(address=H, username=b"me", password=b"p@ss\xff"), "redis://h:6379"),
         ("rediss://h", Redis(address=H, tls=True), "rediss://h:6379"),
@@ -72,6 +84,15 @@ def test_the_embedded_broker_takes_a_port() -> None:
         "redis+cluster://:secret@h#x",
         "redis+other://:secret@h",
         "redis+unix:///path",
+        "redis://h1,h2",
+        "redis://a b",
+        "redis://my_redis",
+        "rediss://-h",
+        "redis://h..i",
+        "redis://[h]",
+        "redis://[1.2.3.4]:1:2",
+        "redis+cluster://my host:1",
+        "redis+sentinel://h1 ,h2/main",
         "unix:///new\nline",
     ],
 )
@@ -105,6 +126,7 @@ def test_a_wrong_url_is_explained_without_the_password(url: str) -> None:
             Cluster(addresses=(Address("h1", 6379), Address("::1", 7001)), password=b"secret"),
             "redis+cluster://h1:6379,[::1]:7001",
         ),
+        ("Redis+Cluster://h", Cluster(addresses=(H,)), "redis+cluster://h:6379"),
         ("rediss+cluster://h", Cluster(addresses=(H,), tls=True), "rediss+cluster://h:6379"),
     ],
 )
@@ -132,6 +154,30 @@ def test_the_embedded_broker_takes_nothing_but_a_port(port: str) -> None:
 
 
 prefixes = st.sampled_from(["", "redis://", "redis+sentinel://", "rediss+cluster://", "unix://", "embedded:"])
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("redis://h:99999", "one of its ports is not from 1 to 65535"),
+        ("redis+cluster://h:0", "one of its ports is not from 1 to 65535"),
+        ("redis://my_redis", "one of its hosts is no address, and no name of letters, digits, '-' and '.'"),
+        ("redis+sentinel://h,/main", "one of its hosts is missing, or no host"),
+        ("redis+sentinel://h", "the name of the master"),
+        ("redis+cluster://h/1", "a cluster has no databases"),
+        ("gopher://h", "its scheme is unknown"),
+    ],
+)
+def test_what_is_wrong_is_named(url: str, why: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        parse_source(url)
+    assert str(caught.value).startswith(why)
+
+
+@given(st.text(max_size=10), st.text(max_size=6))
+def test_what_servers_name_is_an_address_or_refused(host: str, port: str) -> None:
+    with contextlib.suppress(ValueError):
+        assert 1 <= read_address(host, port).port <= 65535
 
 
 @given(prefixes, st.text())
