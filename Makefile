@@ -10,8 +10,9 @@ run: .venv/installed
 # The pure and core floors: their tests take every branch.
 FLOORS := pushd/hub.py,pushd/chunks.py,pushd/log.py,pushd/encoders.py,pushd/settings.py,pushd/redis_urls.py,pushd/metrics.py,pushd/patterns.py,pushd/sockets.py,pushd/message.py,pushd/errors.py
 
+# Two files at a time: most tests wait more than they work.
 test: .venv/tested
-	$(BIN)/python -m pytest --cov --cov-report= $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report= $(ARGS)
 	$(BIN)/coverage report
 	$(BIN)/coverage report --fail-under=100 --include=$(FLOORS)
 
