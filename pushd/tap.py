@@ -56,9 +56,8 @@ class Options(usage.Options):
         (
             *("redis", None, "redis://localhost:6379"),
             "Where messages come from: redis://[[USER]:PASSWORD@]HOST[:PORT], rediss://... (TLS),"
-            " unix:///PATH, redis+sentinel://[[USER]:PASSWORD@]HOST[:PORT],.../MASTER,"
-            " redis+cluster://[[USER]:PASSWORD@]HOST[:PORT],... (rediss+... for TLS), or embedded[:PORT], a"
-            " broker of pushd's own on loopback.",
+            " unix:///PATH, redis+sentinel://HOSTS/MASTER, redis+cluster://HOSTS (HOST[:PORT], with commas"
+            " between; user and password as above), or embedded[:PORT], a broker of pushd's own on loopback.",
         ),
         (
             "redis-ca",
