@@ -69,6 +69,12 @@ def test_authorities_that_are_none_are_refused_at_once(reactor: Any) -> None:
         sources(Settings(topics=(UPDATES,), source=redis), reactor)
 
 
+@pytest.mark.parametrize("url", ["rediss://xn--a", "rediss+sentinel://xn--a/m", "rediss+cluster://h,xn--a"])
+def test_a_host_that_no_certificate_can_name_is_refused_at_once(url: str, reactor: Any) -> None:
+    with pytest.raises(SettingsError, match="--redis: no certificate can be for 'xn--a'; allowed: "):
+        sources(settings(url), reactor)
+
+
 def test_all_sources_are_held_back_together(reactor: Any) -> None:
     group = sources(settings("redis+cluster://a", PART, OTHER), reactor)
     group.pauseProducing()

@@ -77,6 +77,35 @@ def test_a_lasting_outage_is_mentioned_once_a_minute_and_what_is_to_be_mended_at
     ]
 
 
+def test_a_source_whose_topics_are_all_refused_is_in_no_outage(logged: list[str]) -> None:
+    world = World()
+    world.come_back(world.a, A)
+    world.a.failed("h", LOST, since=0)
+    world.b.failed("h", LOST, since=0)
+    world.clock.advance(2)
+    for _ in range(2):  # one that comes and goes is named once
+        world.come_back(world.a, A)
+        world.a.failed("h", LOST, since=2)
+    world.come_back(world.a, A)
+    world.b.refused("h", [B], REFUSED, since=0)
+    world.b.subscribed("h", [])
+    assert len(logged) == 4
+    assert logged[3].startswith('Subscribed to "a" at h again, after 2.0 s')
+    assert world.metrics.unsubscribed_seconds == 2
+    world.clock.advance(5)
+    world.come_back(world.b, B)
+    assert logged[4].startswith('Subscribed to "b" at h again, after 7.0 s')
+    assert world.metrics.unsubscribed_seconds == 7
+
+
+def test_sources_that_are_refused_from_the_start_say_nothing_more(logged: list[str]) -> None:
+    world = World()
+    world.a.refused("h", [A], REFUSED, since=0)
+    world.a.subscribed("h", [])
+    assert len(logged) == 1
+    assert world.metrics.unsubscribed_seconds == 0
+
+
 def test_attempts_are_for_debugging(logged: list[str]) -> None:
     world = World(debug=True)
     for _ in range(3):

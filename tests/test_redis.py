@@ -510,10 +510,14 @@ class Leading(Route):
 
     def __init__(self) -> None:
         self.server: Server
-        self.unknown: SourceError | None = None
+        self.unknown: Exception | None = None
         self.wrong: Exception | None = None
         self.leaving: Deferred[None] = Deferred()
         self.found = 0
+        self.advanced = 0
+
+    def advance(self) -> None:
+        self.advanced += 1
 
     async def find(self) -> Node:
         self.found += 1
@@ -815,6 +819,67 @@ def test_a_reason_that_people_have_to_mend_is_told_once_in_an_outage(logged: lis
         " trying again until there is one",
         "Still no subscription at redis://localhost:6379: NOAUTH no",
     ]
+
+
+def test_probes_that_come_in_one_read_have_both_come() -> None:
+    world = probing()
+    publish_probe(world, 1)
+    world.clock.advance(PROBE_SECONDS)
+    publish_probe(world, 2)
+    world.server.connections[0].answer(published([b"1", b"2", b"none", b""], PROBE.name))
+    assert world.gaps == []
+
+
+def test_a_probe_that_may_not_be_published_proves_nothing_and_says_nothing_of_gaps() -> None:
+    world = probing()
+    publish_probe(world, 1, b"-NOPERM no\r\n")
+    subscription = world.server.connections[0]
+    world.clock.advance(PING)
+    subscription.answer(PONG)
+    subscription.lose(ConnectionDone())
+    world.clock.advance(1)
+    world.answer_info()
+    world.server.answer(confirmed(PROBE) + confirmed(UPDATES))
+    assert world.gaps == [(UPDATES, SourceGap(PING, PING + 1))]
+
+
+def test_an_answer_about_a_topic_asked_for_again_may_be_late() -> None:
+    world = World(UPDATES, NEWS).start()
+    world.answer_info()
+    world.server.answer(b"-NOPERM no\r\n" + confirmed(NEWS))
+    subscription = world.server.connection
+    world.clock.advance(ASK_AGAIN_SECONDS)
+    world.clock.advance(TIMEOUT - 1)
+    subscription.answer(by_pattern(b"one"))
+    world.clock.advance(2)
+    subscription.answer(confirmed(UPDATES))
+    world.settle()
+    assert subscription.connected
+    assert [topic for topic, _ in world.gaps] == [UPDATES]
+
+
+def by_pattern(payload: bytes) -> bytes:
+    return command(b"pmessage", NEWS.name, b"news.today", payload)
+
+
+def test_a_topic_that_was_never_confirmed_is_missing_from_the_start() -> None:
+    world = World(UPDATES, NEWS).start()
+    world.clock.advance(1)
+    world.answer_info()
+    world.server.answer(confirmed(UPDATES))
+    world.server.connection.lose(ConnectionDone())
+    world.clock.advance(1)
+    world.subscribe()
+    assert world.gaps == [(UPDATES, SourceGap(1, 2)), (NEWS, SourceGap(0, 2))]
+
+
+@pytest.mark.parametrize("error", [SourceError(Reason.CONNECT, "no such host"), ValueError("a bug")])
+def test_a_route_that_leads_nowhere_is_led_on(error: Exception, logged_errors: list[str]) -> None:
+    world, route = led()
+    route.unknown = error
+    world.start()
+    assert route.advanced == 1
+    logged_errors.clear()
 
 
 def test_what_follows_a_wrong_answer_in_one_read_is_not_of_a_living_connection() -> None:

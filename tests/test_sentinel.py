@@ -6,8 +6,9 @@ from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
+from pushd.metrics import Reason
 from pushd.redis_urls import Address, Sentinel
-from pushd.sources.connection import Node, RedisConnection
+from pushd.sources.connection import Node, RedisConnection, SourceError
 from pushd.sources.sentinel import POLL_SECONDS, SentinelRoute
 from tests.upstream import TIMEOUT, Server, bulk, command
 
@@ -133,6 +134,18 @@ def test_a_master_is_left_when_another_is_named(world: World) -> None:
     world.clock.advance(POLL_SECONDS)
     world.answer("s1", 2, "b")
     assert left == [None]
+    world.stop()
+
+
+def test_to_be_sent_away_by_the_master_itself_is_no_reason_to_hurry(world: World) -> None:
+    world.answer("s1", 1, "a")
+    nodes: list[Node] = []
+    world.find().addCallback(nodes.append)
+    moved = SourceError(Reason.MOVED, "MOVED 1 b:1")
+    assert not world.route.redirect(nodes[0], moved)
+    world.clock.advance(POLL_SECONDS)
+    world.answer("s1", 2, "b")
+    assert world.route.redirect(nodes[0], moved)
     world.stop()
 
 

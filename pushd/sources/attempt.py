@@ -69,7 +69,7 @@ class Attempt:
     def proven_at(self) -> float | None:
         """What was published until then has been handed on, as far as that can be known."""
         proven_at, probe = self._subscriber.proven_at, self._terms.probe
-        if proven_at is None or probe is None or not self._probing:
+        if proven_at is None or probe is None or not (self._probing and probe.is_allowed):
             return proven_at
         # The answers may have been those of a server that was the right one no more.
         return min(proven_at, probe.proven_at)
@@ -110,8 +110,7 @@ class Attempt:
         remark = await terms.buffer_limit.look(subscriber, self._node.name)
         self._probing, *confirmed = await self._subscribe()
         self._subscribed_at = terms.clock.seconds()
-        if any(confirmed):
-            terms.account.subscribed(self._node.name, list(compress(terms.topics, confirmed)), remark)
+        terms.account.subscribed(self._node.name, list(compress(terms.topics, confirmed)), remark)
         subscriber.keep_alive(terms.ping)
         if self._held_back:
             subscriber.hold_back(True)

@@ -5,7 +5,7 @@ import re
 from pushd.metrics import Reason
 from pushd.sources.connection import RedisConnection, SourceError
 
-_COUNTED = re.compile(rb"^client_output_buffer_limit_disconnections:([0-9]+)", re.MULTILINE)
+_COUNTED = re.compile(rb"^client_output_buffer_limit_disconnections:([0-9]{1,18})", re.MULTILINE)
 
 
 class BufferLimit:

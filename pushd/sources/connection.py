@@ -131,12 +131,20 @@ class RedisConnection(SubscriberProtocol):
 
     def ask(self, shown: str, *words: bytes) -> Deferred[Any]:
         """Send a command, which is called shown where it must be named; fails with SourceError."""
+        answer = self._send(*words)
+        answer.addTimeout(self._timeout, self._clock, onTimeoutCancel=lambda *_: self._late(shown))
+        return answer.addErrback(self._failed)
+
+    def wait_for(self, *words: bytes) -> Deferred[Any]:
+        """Send a command whose answer may take any time; fails with SourceError."""
+        return self._send(*words).addErrback(self._failed)
+
+    def _send(self, *words: bytes) -> Deferred[Any]:
         try:
             answer: Deferred[Any] = self.execute_command(*words)
         except RedisError as error:  # it is lost already
-            answer = fail(error)
-        answer.addTimeout(self._timeout, self._clock, onTimeoutCancel=lambda *_: self._late(shown))
-        return answer.addErrback(self._failed)
+            return fail(error)
+        return answer
 
     def _late(self, shown: str) -> None:
         raise self.give_up(Reason.TIMEOUT, f"no answer to {shown} within {self._timeout:g} s")

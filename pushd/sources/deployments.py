@@ -11,6 +11,7 @@ from twisted.application.internet import backoffPolicy
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, maybeDeferred
 
+from pushd.errors import SettingsError
 from pushd.message import Kind, Topic
 from pushd.metrics import Metrics
 from pushd.redis_urls import Cluster, Embedded, Redis, Sentinel
@@ -18,7 +19,7 @@ from pushd.settings import Settings
 from pushd.sources.attempt import Terms
 from pushd.sources.buffer_limit import BufferLimit
 from pushd.sources.cluster import AnyNodeRoute, ClusterNodes, SlotRoute, channel_in, slot_of
-from pushd.sources.connection import Node, connector, unix_endpoint
+from pushd.sources.connection import Node, SourceError, connector, unix_endpoint
 from pushd.sources.outages import Interrupt, Outages
 from pushd.sources.probe import Probe
 from pushd.sources.redis import RedisSource
@@ -78,13 +79,17 @@ def redis_sources(
 ) -> RedisSources:
     """Return what follows the topics of the settings at Redis.
 
-    Raises SettingsError where --redis-ca holds no certificate.
+    Raises SettingsError where --redis-ca holds no certificate, or a host can have none.
     """
     redis = settings.source
     assert not isinstance(redis, Embedded)
     outages = Outages(interrupt, clock=reactor, wall=time.time, metrics=metrics, debug=settings.debug)
     sources = RedisSources(outages)
-    for share in shares(settings, reactor):
+    try:
+        all_shares = list(shares(settings, reactor))
+    except SourceError as error:
+        raise SettingsError(f"--redis: {error}; allowed: a host that a certificate can name") from None
+    for share in all_shares:
         terms = Terms(
             topics=share.topics,
             deliver=deliver,
@@ -140,6 +145,8 @@ def shares(settings: Settings, reactor: Any) -> Iterator[Share]:
             yield Share(topics, route, route, Topic(prefix), SENTINEL_DELAY_SECONDS)
         case Cluster():
             nodes = ClusterNodes(redis.addresses, connect)
+            for address in redis.addresses:
+                nodes.node(address)  # or it is refused
             if ordinary := [topic for topic in topics if topic.kind is not Kind.SHARD]:
                 any_node = AnyNodeRoute(nodes)
                 yield Share(ordinary, any_node, AnyNodeRoute(nodes, turn=1, beside=any_node), Topic(prefix))

@@ -47,11 +47,12 @@ class Outages:
         self._noticed = self._mentioned = 0.0
         self._attempts = 0
         self._reasons: set[Reason] = set()
-        self._returned: list[Topic] = []
+        self._returned: dict[Topic, None] = {}  # a set that keeps its order
+        self._counted_until = 0.0  # so that no second counts twice
 
     def account(self, topics: Sequence[Topic]) -> "Account":
         """Return the account of one source."""
-        return Account(topics, self)
+        return Account(topics, self, self._clock.seconds())
 
     def gap(self, topic: Topic, since: float) -> None:
         """Record that some of a topic may be missing, from a time until now."""
@@ -114,16 +115,19 @@ class Outages:
         """Note that a source has some topics, which may lack something since a time; say so if all have."""
         if account in self._down:
             self._down.remove(account)
-            self._returned += topics
+            self._returned.update(dict.fromkeys(topics))
             if self._down:
                 return
-            topics, since = self._returned, self._since
-            self._returned = []
+            topics, since = list(self._returned), self._since
+            self._returned.clear()
+        if since is not None:
+            self._count(since)
+        if not topics:
+            return  # all are refused, which has been said
         if since is None:
             self._log.info("Subscribed to {names} at {where}", names=_named(topics), where=where)
             return
         seconds = self._clock.seconds() - since
-        self._metrics.unsubscribed_seconds += seconds
         self._log.info(
             "Subscribed to {names} at {where} again, after {seconds:.1f} s: what was published from {since}"
             " to {until} is missing, unknown how much{remark}",
@@ -138,37 +142,43 @@ class Outages:
     def close(self) -> None:
         """Bring the count of seconds up to date at the end."""
         if self._down:
-            self._metrics.unsubscribed_seconds += self._clock.seconds() - self._since
+            self._count(self._since)
             self._down.clear()
+
+    def _count(self, since: float) -> None:
+        now = self._clock.seconds()
+        self._metrics.unsubscribed_seconds += max(0.0, now - max(since, self._counted_until))
+        self._counted_until = now
 
 
 class Account:
     """What one source has of its topics. A first subscription that comes about at once ends no outage."""
 
-    def __init__(self, topics: Sequence[Topic], outages: Outages) -> None:
+    def __init__(self, topics: Sequence[Topic], outages: Outages, begun: float) -> None:
         self._topics = topics
         self._outages = outages
+        self._begun = begun
+        self._known: set[Topic] = set()  # which have been confirmed once
         self._missing: dict[Topic, float] = {}  # since when; not those that have never been tried
         self._refused: set[Topic] = set()
         self._ended: list[float] = []  # since when those were missing that have just been confirmed
 
     def failed(self, where: str, failure: SourceError, since: float) -> None:
         """Note that there is no subscription, for any topic; nothing is missing up to a time."""
-        for topic in self._topics:
-            self._missing.setdefault(topic, since)
+        self._miss(self._topics, since)
         self._ended.clear()
         self._outages.failed(self, where, failure, since)
 
     def refused(self, where: str, topics: Sequence[Topic], failure: SourceError, since: float) -> None:
         """Note that Redis refuses some topics."""
-        for topic in topics:
-            self._missing.setdefault(topic, since)
+        self._miss(topics, since)
         if new := [topic for topic in topics if topic not in self._refused]:
             self._refused.update(new)
             self._outages.refused(where, new, failure)
 
     def confirmed(self, topic: Topic) -> None:
         """Note that messages of a topic come, from now on."""
+        self._known.add(topic)
         self._refused.discard(topic)
         if (since := self._missing.pop(topic, None)) is not None:
             self._ended.append(since)
@@ -179,6 +189,10 @@ class Account:
         since = min(self._ended, default=None)
         self._ended.clear()
         self._outages.subscribed(self, where, topics, since, remark)
+
+    def _miss(self, topics: Sequence[Topic], since: float) -> None:
+        for topic in topics:
+            self._missing.setdefault(topic, since if topic in self._known else self._begun)
 
     def lossy(self, since: float) -> None:
         """Note that something was lost since a time, although the subscription lasts."""

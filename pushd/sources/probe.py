@@ -53,6 +53,7 @@ class Probe:
         self._metrics = metrics
         # When the newest probe was sent that has come back; at first, when the subscription began.
         self.proven_at = 0.0
+        self.is_allowed = True  # until Redis forbids to publish; again when one comes back
         self._number = 0
         self._sent_at: dict[int, float] = {}  # of probes that have not come back, oldest first
         self._lost: Callable[[float], None] = lambda _: None
@@ -66,11 +67,13 @@ class Probe:
         if any(earlier < number for earlier in self._sent_at):
             self._lost(self.proven_at)  # what is published in order comes in order
         self.proven_at = self._sent_at[number]
+        self.is_allowed = True
         self._sent_at = {later: sent for later, sent in self._sent_at.items() if later > number}
 
     def begin(self, lost: Callable[[float], None]) -> None:
         """Forget the last subscription; lost is told since when something is missing in the new one."""
         self.proven_at = self._clock.seconds()
+        self.is_allowed = True
         self._sent_at.clear()
         self._lost = lost
 
@@ -104,6 +107,7 @@ class Probe:
             await self._publish_somewhere(number)
         except SourceError as failure:
             self._sent_at.pop(number, None)
+            self.is_allowed = self.is_allowed and not failure.is_forbidden
             self.complain(failure)
             return 0
         self._complained = False
@@ -114,11 +118,12 @@ class Probe:
         """Publish one probe where the route leads, and further if that sends on; raises SourceError."""
         hops = 1
         while True:
-            node = await self._route.find()
+            node = None
             try:
+                node = await self._route.find()
                 await self._publish_at(node, number)
             except SourceError as failure:
-                if hops == MAX_HOPS or not self._route.redirect(node, failure):
+                if node is None or hops == MAX_HOPS or not self._route.redirect(node, failure):
                     self._route.advance()
                     raise
                 hops += 1

@@ -73,12 +73,14 @@ class RedisSource(Service):
             self._attempt.hold_back(self._held_back)
             return self._ended(node, self._attempt, await self._attempt.run())
         except SourceError as failure:
+            self._terms.route.advance()
             self._terms.account.failed(where, failure, self._proven_at)
         except CancelledError:
             if not self.running:
                 raise
         except Exception as error:  # to go on after a mistake of our own is better than silence
             self._log.failure("Following {where} failed", where=where)
+            self._terms.route.advance()
             self._terms.account.failed(where, SourceError(Reason.PROTOCOL, one_line(error)), self._proven_at)
         finally:
             self._attempt = None

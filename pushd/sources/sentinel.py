@@ -89,9 +89,9 @@ class SentinelRoute(Route):
         self._leaving.append(entry)
         return leaving
 
-    def redirect(self, node: Node, failure: SourceError) -> bool:  # noqa: ARG002
+    def redirect(self, node: Node, failure: SourceError) -> bool:
         """Go on at once where the server was left for another."""
-        return failure.reason is Reason.MOVED
+        return failure.reason is Reason.MOVED and node.address != self._master
 
     def _decide(self) -> None:
         """Take note of an answer, or of a failure, of one Sentinel."""
