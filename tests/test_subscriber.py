@@ -64,6 +64,13 @@ def test_messages_before_nonsense_are_delivered() -> None:
     assert not world.server.connection.connected
 
 
+def test_nothing_behind_a_message_that_was_not_asked_for_is_delivered() -> None:
+    world = subscribed()
+    world.server.answer(published([b"one"]) + published([b"two"], b"other") + published([b"three"]))
+    assert world.batches == [Batch(UPDATES, [b"one"])]
+    assert not world.server.connection.connected
+
+
 @given(st.lists(st.binary(max_size=60), max_size=8), st.data())
 def test_it_does_not_matter_where_reads_end(payloads: list[bytes], data: st.DataObject) -> None:
     world = subscribed(BINARY)

@@ -1,7 +1,6 @@
 """A subscribed connection to Redis: confirms topic by topic, hands on messages, and notices a dead peer."""
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
 import hiredis
@@ -29,6 +28,21 @@ class ProbeListener(Protocol):
 
     def heard(self, payload: bytes) -> None:
         """Take note of what came back."""
+
+
+class _Payloads(dict[bytes, list[bytes]]):
+    """What one read brings, by name; a name that was not asked for is a protocol error at that very place."""
+
+    def __init__(self, topics: Mapping[bytes, Topic]) -> None:
+        super().__init__()
+        self.topics = topics
+
+    def __missing__(self, name: bytes) -> list[bytes]:
+        if name not in self.topics:
+            raise hiredis.ProtocolError("a message that was not asked for")
+        payloads: list[bytes] = []
+        self[name] = payloads
+        return payloads
 
 
 class RedisSubscriber(RedisConnection):
@@ -125,9 +139,9 @@ class RedisSubscriber(RedisConnection):
         self.give_up(Reason.TIMEOUT, f"no answer to PING within {self._timeout:g} s")
 
     def _read_replies(self) -> bool:
-        channels: defaultdict[bytes, list[bytes]] = defaultdict(list)
-        patterns: defaultdict[bytes, list[bytes]] = defaultdict(list)
-        shards: defaultdict[bytes, list[bytes]] = defaultdict(list)
+        channels = _Payloads(self._topics[Kind.CHANNEL])
+        patterns = _Payloads(self._topics[Kind.PATTERN])
+        shards = _Payloads(self._topics[Kind.SHARD])
         some = False
         try:
             while (reply := self._parser.gets()) is not False:
@@ -151,17 +165,14 @@ class RedisSubscriber(RedisConnection):
                         if not self._answered(reply):
                             break
         finally:
-            self._hand_on(Kind.CHANNEL, channels)
-            self._hand_on(Kind.PATTERN, patterns)
-            self._hand_on(Kind.SHARD, shards)
+            for payloads in (channels, patterns, shards):
+                self._hand_on(payloads)
         return some
 
-    def _hand_on(self, kind: Kind, brought: dict[bytes, list[bytes]]) -> None:
+    def _hand_on(self, brought: "_Payloads") -> None:
         for name, payloads in brought.items():
-            topic = self._topics[kind].get(name)
-            if topic is None:
-                self.give_up(Reason.PROTOCOL, "protocol error: a message that was not asked for")
-            elif self._probe and topic == self._probe.topic:
+            topic = brought.topics[name]
+            if self._probe and topic == self._probe.topic:
                 for payload in payloads:
                     self._probe.heard(payload)
             else:
