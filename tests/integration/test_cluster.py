@@ -135,8 +135,8 @@ def test_a_shard_channel_follows_a_failover_of_its_slot(
             cluster.failover(owner)
             if state != "alive":
                 pushd.wait_for("Subscribed to .* again")
-            # A former owner that is alive keeps its subscribers, as a replica of the new one; which may lose what
-            # is published before it knows that.
+            # A former owner that is alive keeps its subscribers, as a replica of the new one, which may lose
+            # what is published before it knows that.
             until(lambda: reaches(client, cluster, b"after"), "what is published arrives again")
             assert client.read_line() == b"after"
 
