@@ -1,5 +1,6 @@
 """The values that travel from a source to the hub."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -30,10 +31,14 @@ class Topic:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """All messages of one topic that one read brought, oldest first: never empty, bytes as published."""
+    """All messages of one topic that one read brought, oldest first: never empty, bytes as published.
+
+    Of a pattern, the channel of each message, too.
+    """
 
     topic: Topic
     payloads: list[bytes]
+    channels: Sequence[bytes] = ()
 
 
 @dataclass(frozen=True, slots=True)
