@@ -19,15 +19,17 @@ class Chunk:
     __slots__ = ("cost", "cut", "data", "end", "gaps", "written")
 
     def __init__(self, log: Log, cursor: int, encoder: Encoder) -> None:
+        place = log.position(cursor)
         if gap := log.gap_after(cursor):
-            self.data = encoder.source_gap(gap)
+            self.data = encoder.source_gap(place, gap)
             self.end = cursor + 1  # the cursor of who has been sent it
             self.cost = MESSAGE_OVERHEAD  # as the log counts
         else:
-            payloads = log.read(cursor, SEND_BYTES)
-            self.data = encoder.messages(payloads)
+            payloads = log.read(cursor, SEND_BYTES, encoder.framing)
+            channels = log.channels(cursor, len(payloads))
+            self.data = encoder.messages(place, payloads, channels)
             self.end = cursor + len(payloads)
-            self.cost = cost_of(payloads)
+            self.cost = cost_of(payloads, channels)
         self.written = log.written_at(self.end)
         self.gaps = log.gaps_at(self.end)
         self.cut = self.end < log.head  # more was there than one send holds
@@ -39,11 +41,11 @@ class Chunks:
     Puts itself into warm when it has encoded something, so that the memory can be given back.
     """
 
-    __slots__ = ("_chunks", "_encoder", "_log", "_warm")
+    __slots__ = ("_chunks", "_log", "_warm", "encoder")
 
     def __init__(self, log: Log, encoder: Encoder, warm: set["Chunks"]) -> None:
         self._log = log
-        self._encoder = encoder
+        self.encoder = encoder
         self._warm = warm
         self._chunks: dict[int, Chunk] = {}
 
@@ -54,7 +56,7 @@ class Chunks:
         """Return what comes after a cursor that is below the head, and not below the tail."""
         chunk = self._chunks.get(cursor)
         if chunk is None or (chunk.end != self._log.head and not chunk.cut):
-            chunk = self._chunks[cursor] = Chunk(self._log, cursor, self._encoder)
+            chunk = self._chunks[cursor] = Chunk(self._log, cursor, self.encoder)
             self._warm.add(self)
             if len(self._chunks) > SHARED_CHUNKS:
                 del self._chunks[next(iter(self._chunks))]

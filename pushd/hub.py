@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 from pushd.chunks import Chunks
-from pushd.encoders import Encoder
-from pushd.log import Log
+from pushd.encoders import WireFormat
 from pushd.message import Batch, SourceGap, Topic
 from pushd.metrics import Metrics
 from pushd.settings import SlowPolicy
+from pushd.subscription import Feed, Outlet, Subscription
 
 SLICE_SECONDS = 0.005
 """How long a pass may keep everything else waiting: accepting, echoing, reading from the source."""
@@ -42,87 +42,24 @@ class Source(Protocol):
         """Go on publishing."""
 
 
-class Outlet(Protocol):
-    """What the hub needs of a client's way out."""
-
-    lagging: bool
-    """While true, the client takes no more, and is not sent to; ``Hub.wake`` says that it is over."""
-
-    def send(self, data: bytes) -> None:
-        """Send whole frames, all of them in time; may set ``lagging``. Only while it is not lagging."""
-
-    def overrun(self, topic: Topic, messages: int, size: int) -> None:
-        """End a client at once that is so many messages, and bytes of payload, behind a log's head."""
-
-    def failed(self) -> None:
-        """End a client at once that has just raised an exception."""
-
-
-class _Feed:
-    """A log, who reads it, and its encoded chunks by wire format."""
-
-    __slots__ = ("chunks", "log", "subscriptions", "topic")
-
-    def __init__(self, topic: Topic, history: int) -> None:
-        self.topic = topic
-        self.log = Log(history)
-        self.subscriptions: dict[Subscription, None] = {}  # a set that keeps its order
-        self.chunks: dict[Encoder, Chunks] = {}
-
-
-class Subscription:
-    """One client's place in one log. Made by ``Hub.subscribe``."""
-
-    __slots__ = (
-        "_joined",
-        "active",
-        "chunks",
-        "cursor",
-        "feed",
-        "gaps",
-        "missed",
-        "outlet",
-        "policy",
-        "written",
-    )
-
-    def __init__(self, feed: _Feed, chunks: Chunks, outlet: Outlet, policy: SlowPolicy, cursor: int) -> None:
-        self.feed = feed
-        self.chunks = chunks
-        self.outlet = outlet
-        self.policy = policy
-        self.active = True
-        self.missed = 0  # messages in counted gaps so far
-        self.cursor = cursor
-        self.written = feed.log.written_at(cursor)  # bytes of payload up to the cursor
-        self.gaps = self._joined = feed.log.gaps_at(cursor)  # source gaps of the log up to the cursor
-
-    @property
-    def source_gaps(self) -> int:
-        """How many source gaps have come since this subscription began."""
-        return self.gaps - self._joined
-
-    @property
-    def behind(self) -> int:
-        """How many messages and source gaps the log has that this subscription has neither got nor missed."""
-        return self.feed.log.head - self.cursor
-
-
 class Hub:
     """Brings every message to every subscription of its topic, or counts it as missed.
 
-    Each log keeps history bytes. The source, where there is one, is held back while clients that take
+    Each log keeps history bytes, and has a label of its own: the epoch, a token that no other pushd has, and a
+    number, which a log that is opened anew for the same topic does not get again. The source, where there is one, is held back while clients that take
     everything may be a quarter of that behind: else a burst would outrun pushd itself, and they would fall
     off the log's tail. It waits for passes, never for a client: a pass leaves out those that lag.
     """
 
-    def __init__(self, clock: Clock, history: int, metrics: Metrics) -> None:
+    def __init__(self, clock: Clock, history: int, metrics: Metrics, epoch: str) -> None:
         self.source: Source | None = None
+        self.epoch = epoch
         self._clock = clock
         self._history = history
         self._metrics = metrics
-        self._feeds: dict[Topic, _Feed] = {}
-        self._grown: dict[_Feed, None] = {}  # feeds with news for all their subscriptions
+        self._feeds: dict[Topic, Feed] = {}
+        self._opened = 0  # logs, those too that are closed
+        self._grown: dict[Feed, None] = {}  # feeds with news for all their subscriptions
         self._again: dict[Subscription, None] = {}  # subscriptions that are behind by themselves
         self._warm: set[Chunks] = set()
         self._pass: Iterator[Subscription] | None = None
@@ -136,12 +73,27 @@ class Hub:
 
     def open(self, topic: Topic) -> None:
         """Begin to keep a topic's log."""
-        self._feeds[topic] = _Feed(topic, self._history)
+        self._opened += 1
+        self._feeds[topic] = Feed(topic, f"{self.epoch}.{self._opened}", self._history)
+
+    def close(self, topic: Topic) -> None:
+        """Forget a topic's log, which nobody reads."""
+        feed = self._feeds.pop(topic)
+        self._grown.pop(feed, None)
+
+    def feed(self, topic: Topic) -> Feed:
+        """Return a topic's log, and what belongs to it."""
+        return self._feeds[topic]
 
     def publish(self, batch: Batch) -> None:
-        """Append a batch to its topic's log, and have a pass bring it to the subscriptions soon after."""
-        feed = self._feeds[batch.topic]
-        self._published += feed.log.append(batch.payloads)
+        """Append a batch to its topic's log, and have a pass bring it to the subscriptions soon after.
+
+        What is still on its way when a log is closed is nobody's.
+        """
+        feed = self._feeds.get(batch.topic)
+        if feed is None:
+            return
+        self._published += feed.log.append(batch.payloads, batch.channels)
         self._metrics.messages += len(batch.payloads)
         self._metrics.batches += 1
         self._grown[feed] = None
@@ -157,13 +109,12 @@ class Hub:
         self._schedule()
 
     def subscribe(
-        self, topic: Topic, outlet: Outlet, encoder: Encoder, policy: SlowPolicy, replay: int = 0
+        self, topic: Topic, outlet: Outlet, wire_format: WireFormat, policy: SlowPolicy, cursor: int
     ) -> Subscription:
-        """Send an outlet what comes from now on, after the last replay messages that the log still holds."""
+        """Send an outlet what comes after a cursor, which is not below the tail of the topic's log."""
         feed = self._feeds[topic]
-        if encoder not in feed.chunks:
-            feed.chunks[encoder] = Chunks(feed.log, encoder, self._warm)
-        subscription = Subscription(feed, feed.chunks[encoder], outlet, policy, feed.log.back(replay))
+        chunks = feed.chunks_in(wire_format, self._warm)
+        subscription = Subscription(feed, chunks, outlet, policy, cursor)
         feed.subscriptions[subscription] = None
         self._catch_up(subscription)
         return subscription
@@ -243,7 +194,10 @@ class Hub:
         try:
             if cursor < log.tail:
                 self._fall_off(subscription)
-            elif not subscription.outlet.lagging:
+                return
+            if subscription.has_untold_gap and not subscription.outlet.lagging:
+                subscription.tell_gap()
+            if not subscription.outlet.lagging:
                 chunk = subscription.chunks.read(cursor)
                 subscription.cursor = chunk.end
                 subscription.written = chunk.written
@@ -280,15 +234,7 @@ class Hub:
             self._skip(subscription, newest)
 
     def _skip(self, subscription: Subscription, cursor: int) -> None:
-        """Move a cursor forward, and count what it leaves out."""
-        log = subscription.feed.log
-        gaps = log.gaps_at(cursor)
-        missed = cursor - subscription.cursor - (gaps - subscription.gaps)
-        subscription.missed += missed
-        self._metrics.missed += missed
-        subscription.cursor = cursor
-        subscription.gaps = gaps
-        subscription.written = log.written_at(cursor)
+        self._metrics.missed += subscription.skip(cursor)
 
     def _cool(self) -> None:
         """Give back the memory of encoded chunks while there is nothing to send."""

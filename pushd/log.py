@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from pushd.message import SourceGap
+from pushd.message import Position, SourceGap
 
 SEGMENT_BYTES = 64 * 1024
 """Messages are kept, and evicted, in segments of this size, or of a sixteenth of a small log."""
@@ -13,19 +13,24 @@ SEGMENT_BYTES = 64 * 1024
 MESSAGE_OVERHEAD = 64
 """What a message costs beside its payload, about: so that even empty payloads fill a log."""
 
-FRAMING_BYTES = 8
-"""What a frame adds to a payload, at least: so that even a read of empty payloads ends."""
+CHANNEL_OVERHEAD = 48
+"""What a channel's name costs beside its bytes, with a message of a pattern."""
 
 
-def cost_of(payloads: Sequence[bytes]) -> int:
+def cost_of(payloads: Sequence[bytes], channels: Sequence[bytes] = ()) -> int:
     """Return what messages count against a log's limit."""
-    return sum(map(len, payloads)) + MESSAGE_OVERHEAD * len(payloads)
+    return sum(map(len, payloads)) + _beside(payloads, channels)
+
+
+def _beside(payloads: Sequence[bytes], channels: Sequence[bytes]) -> int:
+    named = sum(map(len, channels)) + CHANNEL_OVERHEAD * len(channels) if channels else 0
+    return MESSAGE_OVERHEAD * len(payloads) + named
 
 
 class _Segment:
     """Some messages in a row; or one source gap, which is never with messages."""
 
-    __slots__ = ("cost", "gap", "gaps", "payloads", "start", "written")
+    __slots__ = ("channels", "cost", "gap", "gaps", "payloads", "start", "written")
 
     def __init__(self, start: int, written: int, gaps: int, gap: SourceGap | None = None) -> None:
         self.start = start
@@ -33,6 +38,7 @@ class _Segment:
         self.gaps = gaps  # before this segment
         self.gap = gap
         self.payloads: list[bytes] = []
+        self.channels: list[bytes] = []  # of the payloads, in the log of a pattern
         self.cost = 0 if gap is None else MESSAGE_OVERHEAD
 
 
@@ -42,8 +48,9 @@ class Log:
     A cursor says how many entries, from the very first, a reader has had: 0 before the first. Every entry
     after a cursor can be read as long as ``tail <= cursor <= head``.
 
-    The limit is in bytes; a message counts its payload and MESSAGE_OVERHEAD. What came last, one batch or up
-    to one segment, is kept even where it alone is larger: a reader that keeps up never loses anything.
+    The limit is in bytes; a message counts its payload and MESSAGE_OVERHEAD, and in the log of a pattern its
+    channel. What came last, one batch or up to one segment, is kept even where it alone is larger: a reader
+    that keeps up never loses anything.
     """
 
     __slots__ = (
@@ -74,17 +81,22 @@ class Log:
         """The cursor before the newest message, or where that is not kept, before all that is."""
         return max(self._newest, self.tail)
 
-    def append(self, payloads: Sequence[bytes]) -> int:
-        """Add one batch, evict what the limit no longer allows, and return what it counts against that."""
-        cost = cost_of(payloads)
+    def append(self, payloads: Sequence[bytes], channels: Sequence[bytes] = ()) -> int:
+        """Add one batch, evict what the limit no longer allows, and return what it counts against that.
+
+        Channels are those of the payloads, for the log of a pattern.
+        """
+        size = sum(map(len, payloads))
+        cost = size + _beside(payloads, channels)
         newest = self._segments[-1]
         if newest.gap or (newest.payloads and newest.cost + cost > self._segment_bytes):
             newest = _Segment(self.head, self.written, self.gaps)
             self._segments.append(newest)
         newest.payloads += payloads
+        newest.channels += channels
         newest.cost += cost
         self.head += len(payloads)
-        self.written += cost - MESSAGE_OVERHEAD * len(payloads)
+        self.written += size
         self._newest = self.head - 1
         self._cost += cost
         self._evict()
@@ -107,19 +119,36 @@ class Log:
         """Return the source gap that is the next entry after a cursor, if it is one."""
         return None if cursor == self.head else self._segments[self._index(cursor)].gap
 
-    def read(self, cursor: int, limit: int) -> list[bytes]:
+    def read(self, cursor: int, limit: int, framing: int) -> list[bytes]:
         """Return the messages after a cursor, up to a source gap: what fits into limit bytes, at least one.
 
-        There are none at the head, and before a source gap. The cursor must not be below the tail: what is
-        missing there is for the caller to say.
+        Framing is what each needs beside its payload. There are none at the head, and before a source gap.
+        The cursor must not be below the tail: what is missing there is for the caller to say.
         """
         taken: list[bytes] = []
         for payload in self._after(cursor):
-            limit -= len(payload) + FRAMING_BYTES
+            limit -= len(payload) + framing
             if limit < 0 and taken:
                 break
             taken.append(payload)
         return taken
+
+    def channels(self, cursor: int, count: int) -> list[bytes]:
+        """Return the channels of so many messages after a cursor; none where the log is not of a pattern."""
+        channels: list[bytes] = []
+        index = self._index(cursor)
+        while count > 0 and self._segments[index].channels:
+            segment = self._segments[index]
+            named = segment.channels[max(0, cursor - segment.start) :][:count]
+            channels += named
+            count -= len(named)
+            index += 1
+        return channels
+
+    def position(self, cursor: int) -> Position:
+        """Return the place of a cursor that is not below the tail."""
+        gaps = self.gaps_at(cursor)
+        return Position(cursor - gaps, gaps)
 
     def back(self, messages: int) -> int:
         """Return the cursor that so many messages come after, or as many as are kept."""

@@ -51,3 +51,34 @@ class SourceGap:
 
     since: float
     until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A place between two entries of a log: so many messages and source gaps are before it."""
+
+    offset: int
+    gaps: int
+
+    @property
+    def cursor(self) -> int:
+        """How many entries are before it."""
+        return self.offset + self.gaps
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """The entries of a log between two places, which a subscription will never get."""
+
+    since: Position
+    until: Position
+
+    @property
+    def messages(self) -> int:
+        """How many messages are among them."""
+        return self.until.offset - self.since.offset
+
+    @property
+    def source_gaps(self) -> int:
+        """How many source gaps are among them, in each of which unknown messages are missing, too."""
+        return self.until.gaps - self.since.gaps

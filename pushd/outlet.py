@@ -7,8 +7,9 @@ from twisted.internet.interfaces import IPullProducer
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from pushd.hub import Hub, Subscription
+from pushd.hub import Hub
 from pushd.message import Topic
+from pushd.subscription import Subscription
 
 PIECE_BYTES = 64 * 1024
 """What the transport is given at a time while the client lags: all that one client can make it buffer."""

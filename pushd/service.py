@@ -1,5 +1,7 @@
 """The service: the one place where all parts are put together, and taken apart in order."""
 
+import secrets
+import string
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,6 +32,10 @@ RESERVED_DESCRIPTORS = 64
 DRAIN_TICK_SECONDS = 0.02
 """How often a draining pushd looks for clients that have got everything."""
 
+EPOCH_LETTERS = string.ascii_lowercase + string.digits
+EPOCH_LENGTH = 6
+"""So that the ids of two pushd, or of two starts of one, are told apart: one in two thousand millions is not."""
+
 
 class PushService(MultiService):
     """A whole pushd: what clients connect to, the hub, and the source.
@@ -45,7 +51,7 @@ class PushService(MultiService):
         self._reactor = reactor
         self.metrics = Metrics()
         self._descriptors = raise_descriptor_limit()
-        self.hub = Hub(reactor, settings.history, self.metrics)
+        self.hub = Hub(reactor, settings.history, self.metrics, _new_epoch())
         for topic in settings.topics:
             self.hub.open(topic)
         reserved = RESERVED_DESCRIPTORS + self._follow()
@@ -186,6 +192,10 @@ class PushService(MultiService):
         for client in list(clients):
             client.outlet.abort()
         return cut_off
+
+
+def _new_epoch() -> str:
+    return "".join(secrets.choice(EPOCH_LETTERS) for _ in range(EPOCH_LENGTH))
 
 
 def _open(option: str, endpoint: IStreamServerEndpoint, factory: Factory, other: str) -> IListeningPort:

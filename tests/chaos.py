@@ -16,8 +16,8 @@ from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
 from txredisapi import RedisProtocol
 
-from pushd.encoders import Encoder, encode_lines
-from pushd.message import SourceGap, Topic
+from pushd.encoders import Lines
+from pushd.message import Position, SourceGap, Topic
 from pushd.redis_urls import Address, Redis
 from pushd.service import PushService
 from pushd.settings import Settings, SlowPolicy
@@ -38,7 +38,12 @@ RECOVERY_SECONDS = PING_SECONDS + ANSWER_SECONDS + 1.25 * LONGEST_DELAY_SECONDS 
 BUSY_SECONDS = 5.0
 """What is granted besides to a machine that does other things too."""
 
-SHOWING_GAPS = Encoder(encode_lines, lambda gap: b"gap %r %r\r\n" % (gap.since, gap.until))
+
+class ShowingGaps(Lines):
+    """The line protocol, if it could say source gaps."""
+
+    def source_gap(self, after: Position, gap: SourceGap) -> bytes:  # noqa: ARG002
+        return b"gap %r %r\r\n" % (gap.since, gap.until)
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,7 @@ async def _survive(seed: int, redis_port: int, proxy: FaultyProxy, reactor: Any)
     assert isinstance(port, IPv4Address)
     service.startService()
     recorder = RecordingOutlet()
-    service.hub.subscribe(topic, recorder, SHOWING_GAPS, SlowPolicy.DISCONNECT)
+    service.hub.subscribe(topic, recorder, ShowingGaps, SlowPolicy.DISCONNECT, 0)
     client: LineClient = await connectProtocol(TCP4ClientEndpoint(reactor, LOOPBACK, port.port), LineClient())
     publisher = await connectProtocol(
         TCP4ClientEndpoint(reactor, LOOPBACK, redis_port), RedisProtocol(charset=None, convertNumbers=False)

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import pytest
 
 from pushd.chunks import SEND_BYTES, SHARED_CHUNKS, Chunks
-from pushd.encoders import Encoder, encode_lines
-from pushd.log import FRAMING_BYTES, Log
-from pushd.message import SourceGap
+from pushd.encoders import Lines
+from pushd.log import Log
+from pushd.message import Position, SourceGap
 
 
 class World:
@@ -17,11 +17,21 @@ class World:
         self.log = Log(1024**2)
         self.encodings = 0
         self.warm: set[Chunks] = set()
-        self.chunks = Chunks(self.log, Encoder(self.encode, lambda gap: b"gap %d\r\n" % gap.until), self.warm)
+        self.chunks = Chunks(self.log, Counting(self), self.warm)
 
-    def encode(self, payloads: Sequence[bytes]) -> bytes:
-        self.encodings += 1
-        return encode_lines(payloads)
+
+class Counting(Lines):
+    """The line protocol, with source gaps; it counts how often it encodes."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def messages(self, after: Position, payloads: Sequence[bytes], channels: Sequence[bytes]) -> bytes:
+        self._world.encodings += 1
+        return super().messages(after, payloads, channels)
+
+    def source_gap(self, after: Position, gap: SourceGap) -> bytes:  # noqa: ARG002
+        return b"gap %d\r\n" % gap.until
 
 
 @pytest.fixture
@@ -51,7 +61,7 @@ def test_a_full_chunk_stays_good_when_more_comes(world: World) -> None:
     full = world.chunks.read(0)
     world.log.append([b"more"])
     assert world.chunks.read(0) is full
-    assert full.end == SEND_BYTES // (1000 + FRAMING_BYTES)
+    assert full.end == SEND_BYTES // (1000 + Lines.framing)
     assert len(full.data) <= SEND_BYTES
     assert world.chunks.read(full.end).data.endswith(b"more\r\n")
 

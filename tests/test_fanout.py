@@ -5,9 +5,8 @@ from twisted.internet.task import Clock
 
 from pushd.chunks import SEND_BYTES
 from pushd.clients.line import LineFactory
-from pushd.encoders import encode_lines
+from pushd.encoders import Lines
 from pushd.hub import STRIDE, Hub
-from pushd.log import FRAMING_BYTES
 from pushd.message import Batch, Topic
 from pushd.metrics import Metrics
 from pushd.sources.subscriber import RedisSubscriber
@@ -33,7 +32,7 @@ class World:
 
     def __init__(self) -> None:
         self.clock = CountingClock()
-        self.hub = Hub(self.clock, 1024**2, Metrics())
+        self.hub = Hub(self.clock, 1024**2, Metrics(), "epoch")
         for topic in TERMS.topics:
             self.hub.open(topic)
         factory = LineFactory(TERMS, self.hub, self.clock, Metrics())
@@ -50,6 +49,10 @@ class World:
     def settle(self) -> None:
         while self.clock.getDelayedCalls():
             self.clock.advance(0)
+
+
+def lines(payloads: list[bytes]) -> bytes:
+    return b"".join(payload + b"\r\n" for payload in payloads)
 
 
 def published(payloads: list[bytes], channel: bytes = b"updates") -> bytes:
@@ -70,7 +73,7 @@ def test_a_read_of_many_messages_is_one_send_for_each_client_and_no_registration
     assert sum(len(kernel.sends) for kernel in world.kernels) == CLIENTS
     assert sum(kernel.counting.registrations for kernel in world.kernels) == 0
     frame = world.kernels[0].sends[0]
-    assert frame == encode_lines(payloads)
+    assert frame == lines(payloads)
     assert all(kernel.sends[0] is frame for kernel in world.kernels)
 
 
@@ -112,8 +115,8 @@ def test_what_one_send_does_not_hold_is_encoded_once_for_all() -> None:
     world.redis.dataReceived(published(payloads))
     world.settle()
     sends = [kernel.sends for kernel in world.kernels]
-    assert b"".join(sends[0]) == encode_lines(payloads)
-    units = -(-len(payloads) // (SEND_BYTES // (1000 + FRAMING_BYTES)))
+    assert b"".join(sends[0]) == lines(payloads)
+    units = -(-len(payloads) // (SEND_BYTES // (1000 + Lines.framing)))
     assert len({id(frame) for frames in sends for frame in frames}) == units == 3
     assert sum(map(len, sends)) == units * CLIENTS
     assert sum(kernel.counting.registrations for kernel in world.kernels) == 0

@@ -1,6 +1,7 @@
 """The hub: passes, shared encoding, slices, replay, lag, and the slow policies."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from functools import partial
 from random import Random
 
@@ -11,29 +12,41 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from twisted.internet.task import Clock
 
 from pushd.chunks import SEND_BYTES
-from pushd.encoders import LINES, Encoder, encode_lines
-from pushd.hub import SLICE_SECONDS, STRIDE, Hub, Subscription
-from pushd.log import FRAMING_BYTES
-from pushd.message import Batch, Kind, SourceGap, Topic
+from pushd.encoders import Lines, WireFormat
+from pushd.hub import SLICE_SECONDS, STRIDE, Hub
+from pushd.message import Batch, Gap, Kind, Position, SourceGap, Topic
 from pushd.metrics import Metrics
 from pushd.settings import SlowPolicy, parse_history
+from pushd.subscription import Subscription
 from tests.clients import RecordingOutlet
 from tests.upstream import published
 
 UPDATES = Topic(b"updates")
 NEWS = Topic(b"news.*", Kind.PATTERN)
 
-SHOWING_GAPS = Encoder(encode_lines, lambda gap: b"gap%d\r\n" % gap.until)
+
+class ShowingGaps(Lines):
+    """A wire format that can say what is missing."""
+
+    def source_gap(self, after: Position, gap: SourceGap) -> bytes:
+        return b"gap%d\r\n" % gap.until
+
+    def gap(self, gap: Gap) -> bytes:
+        return b"missed%d-%d+%d\r\n" % (gap.since.offset, gap.until.offset, gap.source_gaps)
+
+
+def encode_lines(payloads: Sequence[bytes]) -> bytes:
+    return b"".join(payload + b"\r\n" for payload in payloads)
 
 
 class World:
     """A hub with a clock, and clients on it."""
 
-    def __init__(self, history: int = 1024**2, encoder: Encoder = LINES) -> None:
+    def __init__(self, history: int = 1024**2, encoder: WireFormat = Lines) -> None:
         self.encoder = encoder
         self.clock = Clock()
         self.metrics = Metrics()
-        self.hub = Hub(self.clock, history, self.metrics)
+        self.hub = Hub(self.clock, history, self.metrics, "epoch")
         self.hub.open(UPDATES)
         self.hub.open(NEWS)
 
@@ -41,7 +54,9 @@ class World:
         self, policy: SlowPolicy = SlowPolicy.DISCONNECT, *, topic: Topic = UPDATES, replay: int = 0
     ) -> tuple[RecordingOutlet, Subscription]:
         outlet = RecordingOutlet()
-        return outlet, self.hub.subscribe(topic, outlet, self.encoder, policy, replay)
+        return outlet, self.hub.subscribe(
+            topic, outlet, self.encoder, policy, self.hub.feed(topic).log.back(replay)
+        )
 
     def publish(self, *payloads: bytes, topic: Topic = UPDATES) -> None:
         self.hub.publish(Batch(topic, list(payloads)))
@@ -182,7 +197,7 @@ def test_the_source_is_held_back_while_clients_are_a_quarter_of_the_history_behi
     outlet, _ = world.client()
     seen: list[tuple[int, str]] = []
     outlet.on_send = lambda: seen.append((len(outlet.sent), source.calls[-1]))
-    payload = b"." * (SEND_BYTES - FRAMING_BYTES)
+    payload = b"." * (SEND_BYTES - Lines.framing)
     for expected in ([], [], ["pause"], ["pause"]):
         world.publish(payload)
         assert source.calls == expected
@@ -274,7 +289,7 @@ class Turns:
 @pytest.mark.parametrize("size", [0, 1, 6, 16, 100, 1000, 10_000])
 def test_the_smallest_history_holds_what_passes_have_still_to_send(size: int) -> None:
     turns = Turns()
-    hub = Hub(turns, parse_history("1M"), Metrics())
+    hub = Hub(turns, parse_history("1M"), Metrics(), "epoch")
     hub.open(UPDATES)
     source = hub.source = GreedySource(hub, size)
 
@@ -284,13 +299,13 @@ def test_the_smallest_history_holds_what_passes_have_still_to_send(size: int) ->
     outlets = [RecordingOutlet() for _ in range(10 * STRIDE)]
     for outlet in outlets:
         outlet.on_send = take_time
-        hub.subscribe(UPDATES, outlet, LINES, SlowPolicy.DISCONNECT)
+        hub.subscribe(UPDATES, outlet, Lines, SlowPolicy.DISCONNECT, 0)
     # Now nothing for some slices of a pass, now all that may come at once.
     random = Random(size)
     for _ in range(3000):
         source.bring(random.choice((0, 0, 0, 1, 20)))
         turns.turn()
-    assert source.brought > 10 * SEND_BYTES / (size + FRAMING_BYTES)
+    assert source.brought > 10 * SEND_BYTES / (size + Lines.framing)
     assert [outlet.overruns for outlet in outlets if outlet.overruns] == []
 
 
@@ -418,17 +433,66 @@ def test_latest_counts_what_falls_off_while_it_lags(world: World) -> None:
     assert subscription.missed == published - 1
 
 
+def test_what_was_left_out_is_told_once_before_the_next_message() -> None:
+    world = World(encoder=ShowingGaps)
+    outlet, subscription = world.client(SlowPolicy.LATEST)
+    outlet.lagging = True
+    world.publish(b"one", b"two", b"three")
+    outlet.lagging = False
+    world.hub.wake([subscription])
+    outlet.on_send = lambda: setattr(outlet, "lagging", True)
+    world.settle()
+    # The client takes no more behind the gap's line: what is left out then is another gap.
+    assert outlet.received == b"missed0-2+0\r\n"
+    assert not subscription.has_untold_gap
+    world.publish(b"four")
+    outlet.on_send = lambda: None
+    outlet.lagging = False
+    world.hub.wake([subscription])
+    world.settle()
+    assert outlet.received == b"missed0-2+0\r\nmissed2-3+0\r\nfour\r\n"
+
+
+def test_gaps_that_were_not_told_yet_are_told_as_one() -> None:
+    world = World(encoder=ShowingGaps)
+    outlet, subscription = world.client(SlowPolicy.LATEST)
+    for number in range(3):
+        outlet.lagging = True
+        world.publish(b"%d" % number, b"x")
+        world.hub.interrupt(UPDATES, SourceGap(0, number))
+        outlet.lagging = False
+        world.hub.wake([subscription])
+        assert subscription.position == Position(0, 0)
+    world.settle()
+    assert outlet.received == b"missed0-5+2\r\nx\r\ngap2\r\n"
+    assert subscription.position == Position(6, 3)
+
+
+def test_a_log_is_forgotten_and_opened_anew_under_another_label(world: World) -> None:
+    first = world.hub.feed(UPDATES).label
+    world.publish(b"one")
+    world.hub.close(UPDATES)
+    world.publish(b"late")  # was on its way
+    world.settle()
+    world.hub.open(UPDATES)
+    assert world.hub.feed(UPDATES).label != first
+    outlet, _ = world.client()
+    world.publish(b"new")
+    world.settle()
+    assert outlet.received == b"new\r\n"
+    assert world.metrics.messages == 2
+
+
 def test_chunks_are_encoded_once_for_each_place_and_given_back_when_idle(world: World) -> None:
     encoded: list[int] = []
 
-    def encode(payloads: object) -> bytes:
-        assert isinstance(payloads, list)
-        encoded.append(len(payloads))
-        return encode_lines(payloads)
+    class Counting(Lines):
+        def messages(self, after: Position, payloads: Sequence[bytes], channels: Sequence[bytes]) -> bytes:
+            encoded.append(len(payloads))
+            return super().messages(after, payloads, channels)
 
-    encoder = Encoder(encode, LINES.source_gap)
     outlets = [RecordingOutlet() for _ in range(50)]
-    subscriptions = [world.hub.subscribe(UPDATES, o, encoder, SlowPolicy.SKIP) for o in outlets]
+    subscriptions = [world.hub.subscribe(UPDATES, o, Counting, SlowPolicy.SKIP, 0) for o in outlets]
     world.publish(*[b"." * 1000] * 1000)
     world.settle()
     assert sum(encoded) == 1000
@@ -437,7 +501,7 @@ def test_chunks_are_encoded_once_for_each_place_and_given_back_when_idle(world: 
 
 
 def test_a_source_gap_is_handed_over_in_order_and_counted() -> None:
-    world = World(encoder=SHOWING_GAPS)
+    world = World(encoder=ShowingGaps)
     outlet, subscription = world.client()
     late, _ = world.client(replay=0)
     world.publish(b"one")
@@ -463,7 +527,7 @@ def test_a_source_gap_costs_a_protocol_that_cannot_say_it_no_send(world: World) 
 
 
 def test_latest_goes_on_with_the_newest_message_and_not_with_a_gap_behind_it() -> None:
-    world = World(encoder=SHOWING_GAPS)
+    world = World(encoder=ShowingGaps)
     outlet, subscription = world.client(SlowPolicy.LATEST)
     outlet.lagging = True
     world.publish(b"one", b"two")
@@ -471,12 +535,12 @@ def test_latest_goes_on_with_the_newest_message_and_not_with_a_gap_behind_it() -
     outlet.lagging = False
     world.hub.wake([subscription])
     world.settle()
-    assert outlet.received == b"two\r\ngap2\r\n"
+    assert outlet.received == b"missed0-1+0\r\ntwo\r\ngap2\r\n"
     assert (subscription.missed, subscription.source_gaps) == (1, 1)
 
 
 def test_what_is_skipped_counts_its_messages_and_its_gaps_apart() -> None:
-    world = World(encoder=SHOWING_GAPS)
+    world = World(encoder=ShowingGaps)
     outlet, subscription = world.client(SlowPolicy.SKIP)
     outlet.lagging = True
     world.publish(b"first")
@@ -485,7 +549,8 @@ def test_what_is_skipped_counts_its_messages_and_its_gaps_apart() -> None:
     outlet.lagging = False
     world.hub.wake([subscription])
     world.settle()
-    lines = outlet.received.split(b"\r\n")[:-1]
+    gap, *lines = outlet.received.split(b"\r\n")[:-1]
+    assert gap == b"missed0-%d+1" % subscription.missed
     assert len(lines) + subscription.missed == published + 1
     assert (subscription.source_gaps, b"gap1" in lines) == (1, False)
 
@@ -494,13 +559,13 @@ class Delivery(RuleBasedStateMachine):
     """Any interleaving of appends, passes, lags, wakes, joins and leaves, against a naive model.
 
     The model of a client is the list of all messages published while it was subscribed. What it received
-    must be that list with gaps: in order, exact, and as many missing as were counted. A source gap comes as
-    "gap" and the number of messages published before it.
+    must be that list with gaps: in order, exact, and as many missing as were counted, and told in order. A
+    source gap comes as "gap" and the number of messages published before it.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = World(history=2000, encoder=SHOWING_GAPS)
+        self.world = World(history=2000, encoder=ShowingGaps)
         self.published: list[bytes] = []
         self.clients: list[tuple[RecordingOutlet, Subscription, int]] = []
 
@@ -551,7 +616,9 @@ class Delivery(RuleBasedStateMachine):
     @invariant()
     def exactly_in_order_or_counted(self) -> None:
         for outlet, subscription, start in self.clients:
-            received = outlet.received.split(b"\r\n")[:-1]
+            everything = outlet.received.split(b"\r\n")[:-1]
+            self.check_told(everything, subscription, start)
+            received = [line for line in everything if not line.startswith(b"missed")]
             lines = [line for line in received if not line.startswith(b"gap")]
             numbers = [int(line[:6]) for line in lines]
             assert [self.published[number] for number in numbers] == lines
@@ -575,6 +642,24 @@ class Delivery(RuleBasedStateMachine):
                 or subscription.policy is not SlowPolicy.DISCONNECT
             )
         assert sum(subscription.missed for _, subscription, _ in self.clients) == self.world.metrics.missed
+
+    def check_told(self, received: list[bytes], subscription: Subscription, start: int) -> None:
+        """Check that messages and gaps follow one another, each where the last one ended."""
+        place, gaps = start, 0
+        for line in received:
+            if line.startswith(b"gap"):
+                gaps += 1
+            elif line.startswith(b"missed"):
+                since, until, among = (int(word) for word in re.split(rb"[-+]", line[6:]))
+                assert (since, until > since or among > 0) == (place, True)
+                place = until
+                gaps += among
+            else:
+                assert int(line[:6]) == place
+                place += 1
+        assert place == subscription.position.offset
+        if subscription.active and not subscription.has_untold_gap:
+            assert gaps == subscription.source_gaps
 
     def teardown(self) -> None:
         """Let everybody read: all who are still subscribed end at the head."""

@@ -53,7 +53,7 @@ class World:
     def __init__(self, **terms: Any) -> None:
         self.clock = Clock()
         self.metrics = Metrics()
-        self.hub = Hub(self.clock, 1024**2, self.metrics)
+        self.hub = Hub(self.clock, 1024**2, self.metrics, "epoch")
         self.hub.open(UPDATES)
         self.hub.open(NEWS)
         self.factory = LineFactory(replace(TERMS, **terms), self.hub, self.clock, self.metrics)

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pushd.log import FRAMING_BYTES, MESSAGE_OVERHEAD, SEGMENT_BYTES, Log
+from pushd.log import MESSAGE_OVERHEAD, SEGMENT_BYTES, Log
 from pushd.message import SourceGap
 
 GENEROUS = 10**9
+FRAMING = 8
 GAP = SourceGap(since=1.0, until=2.5)
 
 
@@ -22,7 +23,7 @@ def numbered(first: int, count: int, size: int = 100) -> list[bytes]:
 def test_is_empty_at_first() -> None:
     log = Log(1024)
     assert (log.tail, log.head, log.written) == (0, 0, 0)
-    assert log.read(0, GENEROUS) == []
+    assert log.read(0, GENEROUS, FRAMING) == []
     assert log.written_at(0) == 0
 
 
@@ -31,7 +32,7 @@ def test_numbers_messages_from_1_across_batches() -> None:
     log.append([b"one", b"two"])
     log.append([b"three"])
     assert log.head == 3
-    assert [log.read(cursor, GENEROUS) for cursor in range(4)] == [
+    assert [log.read(cursor, GENEROUS, FRAMING) for cursor in range(4)] == [
         [b"one", b"two", b"three"],
         [b"two", b"three"],
         [b"three"],
@@ -42,16 +43,16 @@ def test_numbers_messages_from_1_across_batches() -> None:
 def test_reads_as_many_as_fit_and_at_least_one() -> None:
     log = Log(GENEROUS)
     log.append([b"12345678", b"12345678", b"12345678"])
-    two = 2 * (8 + FRAMING_BYTES)
-    assert len(log.read(0, two)) == 2
-    assert len(log.read(0, two - 1)) == 1
-    assert len(log.read(0, 0)) == 1
+    two = 2 * (8 + FRAMING)
+    assert len(log.read(0, two, FRAMING)) == 2
+    assert len(log.read(0, two - 1, FRAMING)) == 1
+    assert len(log.read(0, 0, FRAMING)) == 1
 
 
 def test_a_read_of_empty_payloads_ends() -> None:
     log = Log(GENEROUS)
     log.append([b""] * 1000)
-    assert len(log.read(0, 100 * FRAMING_BYTES)) == 100
+    assert len(log.read(0, 100 * FRAMING, FRAMING)) == 100
 
 
 def test_reads_across_segments() -> None:
@@ -59,8 +60,8 @@ def test_reads_across_segments() -> None:
     payloads = numbered(1, 3000)
     for payload in payloads:
         log.append([payload])
-    assert log.read(0, GENEROUS) == payloads
-    assert log.read(1234, GENEROUS) == payloads[1234:]
+    assert log.read(0, GENEROUS, FRAMING) == payloads
+    assert log.read(1234, GENEROUS, FRAMING) == payloads[1234:]
 
 
 def test_evicts_the_oldest_segments_above_the_limit() -> None:
@@ -69,7 +70,7 @@ def test_evicts_the_oldest_segments_above_the_limit() -> None:
     payloads = numbered(1, 5000)
     for payload in payloads:
         log.append([payload])
-    kept = log.read(log.tail, GENEROUS)
+    kept = log.read(log.tail, GENEROUS, FRAMING)
     assert kept == payloads[log.tail :]
     assert log.head == 5000
     assert limit - SEGMENT_BYTES < sum(len(payload) + MESSAGE_OVERHEAD for payload in kept) <= limit
@@ -88,7 +89,7 @@ def test_keeps_the_newest_batch_whole_even_above_the_limit() -> None:
     big = [b"x" * SEGMENT_BYTES, b"y" * SEGMENT_BYTES]
     log.append(big)
     assert log.tail == 1
-    assert log.read(1, GENEROUS) == big
+    assert log.read(1, GENEROUS, FRAMING) == big
 
 
 def test_counts_what_was_written_up_to_a_cursor() -> None:
@@ -116,7 +117,7 @@ def test_behaves_like_a_list_that_forgets_its_beginning(
     assert log.head == len(everything)
     assert 0 <= log.tail <= log.head
     cursor = log.tail + seed % (log.head - log.tail + 1)
-    read = log.read(cursor, room)
+    read = log.read(cursor, room, FRAMING)
     assert read == everything[cursor : cursor + len(read)]
     assert bool(read) == (cursor < log.head)
     assert len(read) == max(fits(everything[cursor:], room), min(1, log.head - cursor))
@@ -126,7 +127,7 @@ def test_behaves_like_a_list_that_forgets_its_beginning(
 
 def fits(payloads: list[bytes], room: int) -> int:
     """Return how many payloads, with what frames them, go into room bytes."""
-    sizes: Iterator[int] = accumulate(len(payload) + FRAMING_BYTES for payload in payloads)
+    sizes: Iterator[int] = accumulate(len(payload) + FRAMING for payload in payloads)
     return sum(size <= room for size in sizes)
 
 
@@ -136,7 +137,7 @@ def test_the_bound_holds_whatever_the_size_of_batches(count: int) -> None:
     log = Log(limit)
     for first in range(0, 10_000, count):
         log.append(numbered(first, count))
-        cost = sum(len(payload) + MESSAGE_OVERHEAD for payload in log.read(log.tail, GENEROUS))
+        cost = sum(len(payload) + MESSAGE_OVERHEAD for payload in log.read(log.tail, GENEROUS, FRAMING))
         assert cost <= limit or log.head - log.tail == count
 
 
@@ -146,7 +147,7 @@ def test_a_source_gap_is_an_entry_between_messages() -> None:
     log.append_gap(GAP)
     log.append([b"three"])
     assert (log.head, log.gaps, log.written) == (4, 1, 11)
-    assert [log.read(cursor, GENEROUS) for cursor in range(5)] == [
+    assert [log.read(cursor, GENEROUS, FRAMING) for cursor in range(5)] == [
         [b"one", b"two"],
         [b"two"],
         [],

@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from zope.interface.verify import verifyObject
 
-from pushd.encoders import LINES
+from pushd.encoders import Lines
 from pushd.hub import Hub
 from pushd.message import Batch, Topic
 from pushd.metrics import Metrics
@@ -43,14 +43,14 @@ class World:
 
     def __init__(self, room: int = 10**9) -> None:
         self.clock = Clock()
-        self.hub = Hub(self.clock, 1024**2, Metrics())
+        self.hub = Hub(self.clock, 1024**2, Metrics(), "epoch")
         self.hub.open(UPDATES)
         self.kernel = Kernel(room)
         self.reader = RecordingReader()
         self.outlet = Outlet(self.kernel, self.reader, self.hub, "192.0.2.1:4242")
 
     def subscribe(self, policy: SlowPolicy = SlowPolicy.DISCONNECT) -> None:
-        self.outlet.subscriptions.append(self.hub.subscribe(UPDATES, self.outlet, LINES, policy))
+        self.outlet.subscriptions.append(self.hub.subscribe(UPDATES, self.outlet, Lines, policy, 0))
 
     def publish(self, *payloads: bytes) -> None:
         self.hub.publish(Batch(UPDATES, list(payloads)))

@@ -22,7 +22,7 @@ from twisted.protocols.policies import TimeoutMixin
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from pushd.encoders import LINES
+from pushd.encoders import Lines
 from pushd.hub import Hub
 from pushd.message import Topic
 from pushd.metrics import Metrics
@@ -79,9 +79,10 @@ class LineProtocol(LineReceiver, TimeoutMixin):
         self.outlet = Outlet(cast("Transport", self.transport), self, self.factory.hub, peer)
         self.factory.joined(self)
         self.setTimeout(terms.idle_timeout)
+        hub = self.factory.hub
         for topic in terms.topics:
             self.outlet.subscriptions.append(
-                self.factory.hub.subscribe(topic, self.outlet, LINES, terms.slow, terms.replay)
+                hub.subscribe(topic, self.outlet, Lines, terms.slow, hub.feed(topic).log.back(terms.replay))
             )
 
     def dataReceived(self, data: bytes) -> None:

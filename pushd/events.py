@@ -1,0 +1,33 @@
+"""Events: what a client of the control protocol is told, as one JSON object a line."""
+
+import base64
+import json
+from datetime import UTC, datetime
+
+from pushd.message import Kind, Topic
+
+quoted = json.JSONEncoder(ensure_ascii=False).encode
+"""A text as JSON. Much faster than json.dumps, which looks at its options each time."""
+
+
+def event(kind: str, /, **members: object) -> bytes:
+    """Return one event as a line, its members in the order in which they are given."""
+    return f"{json.dumps({'type': kind, **members}, ensure_ascii=False, separators=(',', ':'))}\n".encode()
+
+
+def told(key: str, value: bytes) -> dict[str, str]:
+    """Return bytes as a member: under their key as text, or where they are not UTF-8, in base64."""
+    try:
+        return {key: value.decode()}
+    except UnicodeDecodeError:
+        return {f"{key}_base64": base64.b64encode(value).decode()}
+
+
+def named(topic: Topic) -> dict[str, str]:
+    """Return which topic it is, as members."""
+    return told("pattern" if topic.kind is Kind.PATTERN else "channel", topic.name)
+
+
+def show_time(seconds: float) -> str:
+    """Return a time in seconds since 1970 as text (RFC 3339)."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
