@@ -1,6 +1,9 @@
 """Channel patterns, as PSUBSCRIBE of Redis understands them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
 
 _ANY = bytes(range(256))
 _STAR, _QUESTION, _OPEN, _CLOSE, _DASH, _ESCAPE = b"*?[]-\\"
@@ -23,26 +26,40 @@ class Pattern:
 
     def matches(self, name: bytes) -> bool:
         """Tell whether the pattern matches the whole name."""
+        return self._match(name, bytes.__contains__) if name else not self._items
+
+    def covers(self, other: "Pattern") -> bool:
+        """Tell whether this one matches all that the other matches, as far as their parts show it.
+
+        A star of the other can only be part of what a star of this one takes: ``?*`` does not cover ``*?``,
+        although both match the same names.
+        """
+        return self._match(other._items, _takes_all)
+
+    def _match(self, subject: Sequence[T], takes: Callable[[bytes, T], bool]) -> bool:
+        """Match a sequence, where takes tells whether an item that is not a star takes an element of it."""
         items = self._items
-        if not name:
-            return not items
         at = position = 0
         after_star = resume = -1
-        while position < len(name):
+        while position < len(subject):
             item = items[at] if at < len(items) else b""
             if item is None:
                 at += 1
                 after_star, resume = at, position
-            elif name[position] in item:
+            elif takes(item, subject[position]):
                 at += 1
                 position += 1
             elif after_star >= 0:
-                # Only the last star need take one byte more: what is before it has matched at its earliest.
+                # Only the last star need take one more: what is before it has matched at its earliest.
                 resume += 1
                 at, position = after_star, resume
             else:
                 return False
         return at == len(items) or items[at:] == (None,)
+
+
+def _takes_all(item: bytes, other: bytes | None) -> bool:
+    return other is not None and not other.translate(None, item)
 
 
 def _items(source: bytes) -> Iterator[bytes | None]:
