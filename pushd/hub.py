@@ -5,10 +5,11 @@ that is behind, however many messages came: what arrives meanwhile makes later s
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from pushd.chunks import Chunks
+from pushd.clock import Clock
 from pushd.encoders import WireFormat
 from pushd.message import Batch, SourceGap, Topic
 from pushd.metrics import Metrics
@@ -20,16 +21,6 @@ SLICE_SECONDS = 0.005
 
 STRIDE = 16
 """Subscriptions served between two looks at the clock."""
-
-
-class Clock(Protocol):
-    """What the hub needs of a reactor."""
-
-    def seconds(self) -> float:
-        """Return the time, in seconds, from any fixed point."""
-
-    def callLater(self, delay: float, call: Callable[[], object], /) -> object:
-        """Call something after so many seconds, from a later turn of the loop."""
 
 
 class Source(Protocol):
@@ -45,10 +36,12 @@ class Source(Protocol):
 class Hub:
     """Brings every message to every subscription of its topic, or counts it as missed.
 
-    Each log keeps history bytes, and has a label of its own: the epoch, a token that no other pushd has, and a
-    number, which a log that is opened anew for the same topic does not get again. The source, where there is one, is held back while clients that take
-    everything may be a quarter of that behind: else a burst would outrun pushd itself, and they would fall
-    off the log's tail. It waits for passes, never for a client: a pass leaves out those that lag.
+    Each log keeps history bytes. Its label is the epoch, a token that no other pushd has, and a number, which
+    a log that is opened anew for the same topic does not get again.
+
+    The source, where there is one, is held back while clients that take everything may be a quarter of the
+    history behind: else a burst would outrun pushd itself, and they would fall off the log's tail. It waits
+    for passes, never for a client: a pass leaves out those that lag.
     """
 
     def __init__(self, clock: Clock, history: int, metrics: Metrics, epoch: str) -> None:

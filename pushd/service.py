@@ -2,6 +2,7 @@
 
 import secrets
 import string
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from twisted.python.failure import Failure
 from pushd.clients.line import LineFactory, Terms, show_address
 from pushd.errors import SettingsError, one_line
 from pushd.hub import Hub
-from pushd.message import Batch
+from pushd.message import Batch, Topic
 from pushd.metrics import Metrics
 from pushd.redis_urls import Embedded
 from pushd.settings import Settings
@@ -34,7 +35,23 @@ DRAIN_TICK_SECONDS = 0.02
 
 EPOCH_LETTERS = string.ascii_lowercase + string.digits
 EPOCH_LENGTH = 6
-"""So that the ids of two pushd, or of two starts of one, are told apart: one in two thousand millions is not."""
+"""So that ids of another pushd, or of another start, are known for such: all but one in 2,000 millions."""
+
+
+class _Interruptions:
+    """Tells the hub of source gaps; of what else a source says, nothing depends."""
+
+    def __init__(self, hub: Hub) -> None:
+        self.interrupt = hub.interrupt
+
+    def confirmed(self, topic: Topic) -> None:
+        """Nothing to do."""
+
+    def lost(self, topic: Topic) -> None:
+        """Nothing to do."""
+
+    def refused(self, topic: Topic, why: str) -> None:
+        """Nothing to do."""
 
 
 class PushService(MultiService):
@@ -66,7 +83,12 @@ class PushService(MultiService):
         if not self._settings.topics or isinstance(self._settings.source, Embedded):
             return 0
         sources = redis_sources(
-            self._settings, self._deliver, self.hub.interrupt, reactor=self._reactor, metrics=self.metrics
+            self._settings,
+            self._deliver,
+            _Interruptions(self.hub),
+            control=False,
+            reactor=self._reactor,
+            metrics=self.metrics,
         )
         self.hub.source = sources
         sources.setServiceParent(self)
@@ -126,7 +148,14 @@ class PushService(MultiService):
         return self._ports
 
     def _open_broker(self, embedded: Embedded) -> IListeningPort:
-        factory = BrokerFactory(self._settings.topics, self._deliver, password=embedded.password)
+        factory = BrokerFactory(
+            self._settings.topics,
+            self._deliver,
+            _Interruptions(self.hub),
+            clock=self._reactor,
+            wall=time.time,
+            password=embedded.password,
+        )
         endpoint = TCP4ServerEndpoint(self._reactor, embedded.port, interface="127.0.0.1")
         return _open("--redis embedded", endpoint, factory, "such as --redis embedded:6380")
 

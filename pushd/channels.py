@@ -1,0 +1,202 @@
+"""Channels: which topics are followed at the source, for whom, and how long their logs are kept."""
+
+from collections.abc import Callable, Iterable
+from enum import Enum, auto
+from typing import Protocol
+
+from pushd.clock import Clock, Timer
+from pushd.hub import Hub
+from pushd.message import Kind, SourceGap, Topic
+
+LEAVE_SECONDS = 5.0
+"""So long after its last claimant a topic is still followed: who comes back meanwhile misses nothing."""
+
+
+class Upstream(Protocol):
+    """What follows topics where messages come from, and tells Channels of them."""
+
+    def follow(self, topic: Topic, since: float | None = None) -> None:
+        """Ask for a topic; if a time is given, what was published from then on until now is missing."""
+
+    def leave(self, topic: Topic) -> float:
+        """Ask for a topic no more; return the time up to which nothing is missing."""
+
+
+class Claimant(Protocol):
+    """Who wants a topic, and is answered once for each claim."""
+
+    def confirmed(self, topic: Topic) -> None:
+        """Go on: messages come, or will when there is an upstream again."""
+
+    def refused(self, topic: Topic, why: str) -> None:
+        """Give up, and release the topic: Redis does not allow it."""
+
+
+class TooManyChannelsError(Exception):
+    """As many topics are claimed as may be."""
+
+
+class _State(Enum):
+    ASKED = auto()  # the upstream has still to answer
+    UP = auto()
+    DOWN = auto()
+
+
+class _Channel:
+    """A topic that has a log."""
+
+    __slots__ = ("claimants", "is_pinned", "left_at", "since", "state", "timer", "topic", "waiting")
+
+    def __init__(self, topic: Topic, state: _State, since: float) -> None:
+        self.topic = topic
+        self.state = state
+        self.since = since  # wall time of when it went down
+        self.is_pinned = False  # it was named at start, and is followed for ever
+        self.claimants: dict[Claimant, None] = {}  # sets that keep their order
+        self.waiting: dict[Claimant, None] = {}  # those who have not been answered
+        self.left_at: float | None = None  # up to then nothing is missing; None while it is followed
+        self.timer: Timer | None = None  # to leave it, or to close its log
+
+
+class Channels:
+    """Opens a log when its first claimant comes; closes it linger seconds after the last has gone.
+
+    There are at most max_channels logs: beyond, a new one takes the place of that which nobody has claimed
+    for the longest. It is also where the upstream says what becomes of topics.
+    """
+
+    def __init__(
+        self, hub: Hub, clock: Clock, wall: Callable[[], float], *, linger: float, max_channels: int
+    ) -> None:
+        self.upstream: Upstream | None = None
+        self._hub = hub
+        self._clock = clock
+        self._wall = wall
+        self._linger = linger
+        self._max_channels = max_channels
+        self._channels: dict[Topic, _Channel] = {}
+        self._idle: dict[_Channel, None] = {}  # those without a claimant, that for the longest time first
+
+    def pin(self, topic: Topic) -> None:
+        """Keep the log of a topic that the upstream follows by itself, for ever."""
+        channel = self._open(topic, _State.DOWN)
+        channel.is_pinned = True
+
+    def resolve(self, topic: Topic) -> Topic:
+        """Return what a client means: a channel's name may be that of a shard channel that is pinned."""
+        shard = Topic(topic.name, Kind.SHARD)
+        return shard if topic.kind is Kind.CHANNEL and shard in self._channels else topic
+
+    def claim(self, topic: Topic, claimant: Claimant) -> None:
+        """Have a topic followed, and its log kept, until it is released; the claimant is answered.
+
+        At once where the state of the topic is known. Raises TooManyChannelsError.
+        """
+        channel = self._channels.get(topic)
+        if channel is None:
+            self._make_room()
+            channel = self._open(topic, _State.ASKED)
+            self._add(channel, claimant)
+            self._upstream.follow(topic)
+            return
+        self._add(channel, claimant)
+        if channel.left_at is not None:
+            since, channel.left_at = channel.left_at, None
+            channel.state = _State.ASKED
+            self._upstream.follow(topic, since)
+        elif channel.state is not _State.ASKED:
+            self._answer(channel)
+
+    def release(self, topic: Topic, claimant: Claimant) -> None:
+        """Take a claim back; the claimant reads the log no more."""
+        channel = self._channels[topic]
+        del channel.claimants[claimant]
+        channel.waiting.pop(claimant, None)
+        if not channel.claimants and not channel.is_pinned:
+            self._idle[channel] = None
+            channel.timer = self._clock.callLater(LEAVE_SECONDS, lambda: self._leave(channel))
+
+    def down_since(self, topics: Iterable[Topic]) -> float | None:
+        """Return since when, as wall time, any of these topics has no upstream; None where all have."""
+        channels = [self._channels[topic] for topic in topics]
+        return min((channel.since for channel in channels if channel.state is _State.DOWN), default=None)
+
+    def stop(self) -> None:
+        """Neither leave nor close anything any more."""
+        for channel in self._idle:
+            self._cancel(channel)
+
+    def interrupt(self, topic: Topic, gap: SourceGap) -> None:
+        """Take note that some of a topic may be missing."""
+        self._hub.interrupt(topic, gap)
+
+    def confirmed(self, topic: Topic) -> None:
+        """Take note that messages come."""
+        self._settle(topic, _State.UP)
+
+    def lost(self, topic: Topic) -> None:
+        """Take note that no messages come."""
+        self._settle(topic, _State.DOWN)
+
+    def refused(self, topic: Topic, why: str) -> None:
+        """Take note that Redis does not allow a topic."""
+        channel = self._channels[topic]
+        waiting, channel.waiting = channel.waiting, {}
+        for claimant in waiting:
+            claimant.refused(topic, why)
+        self._settle(topic, _State.DOWN)
+
+    def _settle(self, topic: Topic, state: _State) -> None:
+        channel = self._channels[topic]
+        if channel.state is not state:
+            channel.state = state
+            channel.since = self._wall()
+        self._answer(channel)
+
+    def _answer(self, channel: _Channel) -> None:
+        waiting, channel.waiting = channel.waiting, {}
+        for claimant in waiting:
+            claimant.confirmed(channel.topic)
+
+    @property
+    def _upstream(self) -> Upstream:
+        assert self.upstream is not None
+        return self.upstream
+
+    def _open(self, topic: Topic, state: _State) -> _Channel:
+        self._hub.open(topic)
+        channel = self._channels[topic] = _Channel(topic, state, self._wall())
+        return channel
+
+    def _add(self, channel: _Channel, claimant: Claimant) -> None:
+        channel.claimants[claimant] = channel.waiting[claimant] = None
+        if channel in self._idle:
+            del self._idle[channel]
+            self._cancel(channel)
+
+    def _make_room(self) -> None:
+        if len(self._channels) < self._max_channels:
+            return
+        channel = next(iter(self._idle), None)
+        if channel is None:
+            raise TooManyChannelsError
+        self._cancel(channel)
+        if channel.left_at is None:
+            self._upstream.leave(channel.topic)
+        self._close(channel)
+
+    def _leave(self, channel: _Channel) -> None:
+        channel.left_at = self._upstream.leave(channel.topic)
+        linger = max(0.0, self._linger - LEAVE_SECONDS)
+        channel.timer = self._clock.callLater(linger, lambda: self._close(channel))
+
+    def _close(self, channel: _Channel) -> None:
+        channel.timer = None
+        del self._idle[channel]
+        del self._channels[channel.topic]
+        self._hub.close(channel.topic)
+
+    def _cancel(self, channel: _Channel) -> None:
+        assert channel.timer is not None
+        channel.timer.cancel()
+        channel.timer = None
