@@ -14,6 +14,7 @@ from pushd.sources.cluster import AnyNodeRoute, SlotRoute
 from pushd.sources.deployments import LONGEST_DELAY_SECONDS, RedisSources, redis_sources, shares
 from pushd.sources.sentinel import SentinelRoute
 from pushd.sources.subscriber import PROBE_PREFIX
+from tests.upstream import Told
 
 UPDATES = Topic(b"updates")
 NEWS = Topic(b"news.*", Kind.PATTERN)
@@ -24,8 +25,8 @@ def settings(url: str, *topics: Topic) -> Settings:
     return Settings(topics=topics or (UPDATES, NEWS), source=parse_source(url))
 
 
-def sources(chosen: Settings, reactor: Any) -> RedisSources:
-    return redis_sources(chosen, lambda _: None, lambda *_: None, reactor=reactor, metrics=Metrics())
+def sources(chosen: Settings, reactor: Any, *, control: bool = False) -> RedisSources:
+    return redis_sources(chosen, lambda _: None, Told(), control=control, reactor=reactor, metrics=Metrics())
 
 
 @pytest.mark.parametrize("url", ["redis://h", "rediss://h", "unix:///run/redis.sock"])

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.interfaces import ITCPTransport
 from twisted.internet.protocol import Protocol
+from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 from zope.interface import directlyProvides
@@ -19,11 +20,14 @@ from pushd.message import Batch, Kind, Topic
 from pushd.sources.commands import MAX_NAME, MAX_SUBSCRIPTIONS
 from pushd.sources.embedded import MAX_UNREAD, BrokerFactory, BrokerProtocol
 from pushd.sources.resp import array, bulk
+from tests.upstream import Told
 
 Logged = Callable[[], list[str]]
 
 UPDATES = Topic(b"updates")
 NEWS = Topic(b"news.*", Kind.PATTERN)
+NOON = 1_800_000_000.0
+"""What the clock on the wall shows when the other one shows 0."""
 
 
 def command(*words: bytes) -> bytes:
@@ -33,9 +37,23 @@ def command(*words: bytes) -> bytes:
 class Broker:
     """A broker whose deliveries are kept."""
 
-    def __init__(self, *topics: Topic, password: bytes | None = None) -> None:
+    def __init__(
+        self,
+        *topics: Topic,
+        deliver: Callable[[Batch], None] | None = None,
+        password: bytes | None = None,
+    ) -> None:
         self.batches: list[Batch] = []
-        self.factory = BrokerFactory(topics, self.batches.append, password=password)
+        self.told = Told()
+        self.clock = Clock()
+        self.factory = BrokerFactory(
+            topics,
+            deliver or self.batches.append,
+            self.told,
+            clock=self.clock,
+            wall=lambda: NOON + self.clock.seconds(),
+            password=password,
+        )
 
     def connect(self) -> "Client":
         return Client(self.factory.buildProtocol(None))
@@ -143,7 +161,10 @@ STREAM = (
 class TestDelivery:
     def test_one_batch_for_each_topic_and_read(self, broker: Broker, client: Client) -> None:
         client.send(STREAM)
-        assert broker.batches == [Batch(UPDATES, [b"1", b"", b"\xff\xfe"]), Batch(NEWS, [b"2\r\n"])]
+        assert broker.batches == [
+            Batch(UPDATES, [b"1", b"", b"\xff\xfe"]),
+            Batch(NEWS, [b"2\r\n"], [b"news.tech"]),
+        ]
         assert client.replies() == [1, 1, 0, 1, 1]
 
     @pytest.mark.parametrize("cut", range(len(STREAM) + 1))
@@ -184,9 +205,8 @@ class TestDelivery:
     def test_delivered_when_the_read_is_done(self) -> None:
         """A client sees its answer only once the message is in pushd's hands."""
         order: list[object] = []
-        factory = BrokerFactory([UPDATES], order.append)
-        client = Client(factory.buildProtocol(None))
-        client.send(b"PUBLISH updates 1\r\nPUBLISH updates 2\r\n")
+        broker = Broker(UPDATES, deliver=order.append)
+        broker.connect().send(b"PUBLISH updates 1\r\nPUBLISH updates 2\r\n")
         order.append("read")
         assert order == [Batch(UPDATES, [b"1", b"2"]), "read"]
 

@@ -9,6 +9,7 @@ from pushd.message import SourceGap, Topic
 from pushd.metrics import Metrics, Reason
 from pushd.sources.connection import SourceError
 from pushd.sources.outages import SUMMARY_SECONDS, Outages
+from tests.upstream import Told
 
 A, B = Topic(b"a"), Topic(b"b")
 LOST = SourceError(Reason.CLOSED, "closed")
@@ -23,9 +24,10 @@ class World:
     def __init__(self, *, debug: bool = False) -> None:
         self.clock = Clock()
         self.metrics = Metrics()
-        self.gaps: list[tuple[Topic, SourceGap]] = []
+        self.told = Told()
+        self.gaps = self.told.gaps
         self.outages = Outages(
-            lambda topic, gap: self.gaps.append((topic, gap)),
+            self.told,
             clock=self.clock,
             wall=lambda: NOON + self.clock.seconds(),
             metrics=self.metrics,

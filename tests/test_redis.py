@@ -251,7 +251,7 @@ def test_a_source_gap_lies_before_what_comes_after_it() -> None:
     world.clock.advance(4)
     world.server.connection.lose(ConnectionDone())
     world.clock.advance(1)
-    world.gaps = entries  # type: ignore[assignment]
+    world.told.gaps = entries  # type: ignore[assignment]
     world.answer_info()
     world.server.answer(confirmed(UPDATES) + confirmed(BINARY) + published([b"two"]))
     # What was published after the last ping that was answered may be lost.

@@ -98,6 +98,27 @@ class Server:
         self.connection.answer(data)
 
 
+class Told:
+    """A listener that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.gaps: list[tuple[Topic, SourceGap]] = []
+        self.said: list[tuple[str, Topic]] = []  # without what is said beside
+
+    def interrupt(self, topic: Topic, gap: SourceGap) -> None:
+        self.gaps.append((topic, gap))
+        self.said.append(("interrupt", topic))
+
+    def confirmed(self, topic: Topic) -> None:
+        self.said.append(("confirmed", topic))
+
+    def lost(self, topic: Topic) -> None:
+        self.said.append(("lost", topic))
+
+    def refused(self, topic: Topic, why: str) -> None:
+        self.said.append((f"refused: {why}", topic))
+
+
 _started: list["World"] = []
 
 
@@ -125,7 +146,8 @@ class World:
         self.topics = topics or (UPDATES,)
         self.metrics = Metrics()
         self.batches: list[Batch] = []
-        self.gaps: list[tuple[Topic, SourceGap]] = []
+        self.told = Told()
+        self.gaps = self.told.gaps
         redis = redis or Redis()
         self.route = route or Route(Node(str(redis), self.server))
         probe = Probe(
@@ -139,7 +161,7 @@ class World:
             metrics=self.metrics,
         )
         self.outages = Outages(
-            lambda topic, gap: self.gaps.append((topic, gap)),
+            self.told,
             clock=self.clock,
             wall=self.clock.seconds,
             metrics=self.metrics,

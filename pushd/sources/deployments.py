@@ -20,7 +20,7 @@ from pushd.sources.attempt import Terms
 from pushd.sources.buffer_limit import BufferLimit
 from pushd.sources.cluster import AnyNodeRoute, ClusterNodes, SlotRoute, channel_in, slot_of
 from pushd.sources.connection import Node, SourceError, connector, unix_endpoint
-from pushd.sources.outages import Interrupt, Outages
+from pushd.sources.outages import Listener, Outages
 from pushd.sources.probe import Probe
 from pushd.sources.redis import RedisSource
 from pushd.sources.routes import Route
@@ -68,6 +68,24 @@ class RedisSources(MultiService):
         for source in self:
             source.resumeProducing()
 
+    def follow(self, topic: Topic, since: float | None = None) -> None:
+        """Begin to follow a channel or pattern that is not followed; what was published since is missing."""
+        raise NotImplementedError
+
+    def leave(self, topic: Topic) -> float:
+        """End to follow a topic; return the time of the clock up to which nothing is missing.
+
+        What is still on its way is delivered.
+        """
+        raise NotImplementedError
+
+    def publish(self, channel: bytes, payload: bytes) -> Deferred[int]:
+        """Publish as a service would; return how many Redis has sent it to.
+
+        Fails with SourceError, or PublisherBusy. Nothing is sent twice.
+        """
+        raise NotImplementedError
+
     def stopService(self) -> Deferred[None]:
         """Leave Redis, and close the account."""
         self._outages.close()
@@ -75,15 +93,17 @@ class RedisSources(MultiService):
 
 
 def redis_sources(
-    settings: Settings, deliver: Deliver, interrupt: Interrupt, *, reactor: Any, metrics: Metrics
+    settings: Settings, deliver: Deliver, listener: Listener, *, control: bool, reactor: Any, metrics: Metrics
 ) -> RedisSources:
-    """Return what follows the topics of the settings at Redis.
+    """Return what follows the topics of the settings at Redis, and those that it is told to while it runs.
+
+    With control there is a source for these even where the settings name no topic that it could serve.
 
     Raises SettingsError where --redis-ca holds no certificate, or a host can have none.
     """
     redis = settings.source
     assert not isinstance(redis, Embedded)
-    outages = Outages(interrupt, clock=reactor, wall=time.time, metrics=metrics, debug=settings.debug)
+    outages = Outages(listener, clock=reactor, wall=time.time, metrics=metrics, debug=settings.debug)
     sources = RedisSources(outages)
     try:
         all_shares = list(shares(settings, reactor))

@@ -6,11 +6,13 @@ It is for development, demonstration and tests: real clients of Redis publish to
 from collections.abc import Callable, Iterable
 from itertools import count
 
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import (
     IAddress,
     IConsumer,
     IHalfCloseableProtocol,
     IPushProducer,
+    IReactorTime,
     ITCPTransport,
 )
 from twisted.internet.protocol import Factory, Protocol, connectionDone
@@ -21,6 +23,7 @@ from zope.interface import implementer
 from pushd.message import Batch, Topic
 from pushd.sources.broker import Broker
 from pushd.sources.commands import Session
+from pushd.sources.outages import Listener, gap_until_now
 from pushd.sources.resp import ProtocolError, RequestParser, error
 
 MAX_UNREAD = 8 * 1024 * 1024
@@ -135,21 +138,51 @@ class BrokerProtocol(Protocol):
 
 
 class BrokerFactory(Factory):
-    """Makes the broker's end of each connection.
+    """Makes the broker's end of each connection; as a source it is never down.
 
-    `deliver` gets what was published to `topics`: one batch for each topic and each read from a client,
-    before that client sees an answer. A PUBLISH is answered with its number of receivers, of which each topic
-    here that its channel matches is one. Closing the port closes its connections.
+    `deliver` gets what was published to topics that are followed, `topics` from the start: one batch for each
+    topic and each read from a client, before that client sees an answer. A PUBLISH is answered with its number
+    of receivers, of which each topic here that its channel matches is one. Closing the port closes its connections.
     """
 
     noisy = False
 
     def __init__(
-        self, topics: Iterable[Topic], deliver: Callable[[Batch], None], *, password: bytes | None = None
+        self,
+        topics: Iterable[Topic],
+        deliver: Callable[[Batch], None],
+        listener: Listener,
+        *,
+        clock: IReactorTime,
+        wall: Callable[[], float],
+        password: bytes | None = None,
     ) -> None:
         self.connections: set[BrokerProtocol] = set()
-        self._broker = Broker(topics, deliver, password)
+        self._broker = Broker(deliver, password)
+        self._listener = listener
+        self._clock = clock
+        self._wall = wall
         self._identities = count(1)
+        for topic in dict.fromkeys(topics):
+            self.follow(topic)
+
+    def follow(self, topic: Topic, since: float | None = None) -> None:
+        """Begin to follow a channel or pattern that is not followed; what was published since is missing."""
+        self._broker.follow(topic)
+        if since is not None:
+            self._listener.interrupt(topic, gap_until_now(since, self._clock, self._wall))
+        self._listener.confirmed(topic)
+
+    def leave(self, topic: Topic) -> float:
+        """End to follow a topic; return the time of the clock up to which nothing is missing: now."""
+        self._broker.leave(topic)
+        return self._clock.seconds()
+
+    def publish(self, channel: bytes, payload: bytes) -> Deferred[int]:
+        """Publish as a client of the broker would; return how many receivers there were."""
+        receivers = self._broker.publish(channel, payload)
+        self._broker.flush()
+        return succeed(receivers)
 
     def buildProtocol(self, addr: IAddress | None) -> BrokerProtocol:  # noqa: ARG002
         """Return the protocol of a new connection."""

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -16,8 +17,27 @@ SUMMARY_SECONDS = 60.0
 NAMED_TOPICS = 5
 """So many topics are named in a line."""
 
-Interrupt = Callable[[Topic, SourceGap], None]
-"""Takes note, behind all messages handed over so far, that some of a topic may be missing."""
+
+class Listener(Protocol):
+    """What is told what becomes of topics. For each it is lost, then interrupted, then confirmed."""
+
+    def interrupt(self, topic: Topic, gap: SourceGap) -> None:
+        """Take note, behind all messages handed over so far, that some of a topic may be missing."""
+
+    def confirmed(self, topic: Topic) -> None:
+        """Take note that what is published to a topic comes from now on: each time it has been asked for."""
+
+    def lost(self, topic: Topic) -> None:
+        """Take note that a topic is not subscribed to now; may be called again and again meanwhile."""
+
+    def refused(self, topic: Topic, why: str) -> None:
+        """Take note that Redis forbids a topic, each time it does; it is asked for again until it is left."""
+
+
+def gap_until_now(since: float, clock: IReactorTime, wall: Callable[[], float]) -> SourceGap:
+    """Return a gap from a time of the clock until now, as people tell the time."""
+    until = wall()
+    return SourceGap(until - (clock.seconds() - since), until)
 
 
 class Outages:
@@ -30,14 +50,14 @@ class Outages:
 
     def __init__(
         self,
-        interrupt: Interrupt,
+        listener: Listener,
         *,
         clock: IReactorTime,
         wall: Callable[[], float],
         metrics: Metrics,
         debug: bool,
     ) -> None:
-        self._interrupt = interrupt
+        self._listener = listener
         self._clock = clock
         self._wall = wall
         self._metrics = metrics
@@ -56,8 +76,7 @@ class Outages:
 
     def gap(self, topic: Topic, since: float) -> None:
         """Record that some of a topic may be missing, from a time until now."""
-        until = self._wall()
-        self._interrupt(topic, SourceGap(until - (self._clock.seconds() - since), until))
+        self._listener.interrupt(topic, gap_until_now(since, self._clock, self._wall))
 
     def failed(self, account: "Account", where: str, failure: SourceError, since: float) -> None:
         """Note that an attempt of a source has failed, or that its subscription has ended."""

@@ -27,6 +27,7 @@ from pushd.message import Batch, Kind, Topic
 from pushd.sources.embedded import MAX_UNREAD, BrokerFactory
 from pushd.sources.resp import array, bulk
 from tests.harness import TIMEOUT, Client, Process, RedisServer, redis_program
+from tests.upstream import Told
 
 if TYPE_CHECKING:
     from twisted.internet.base import ReactorBase
@@ -45,7 +46,9 @@ class Broker:
     def __init__(self, reactor: "ReactorBase", *topics: Topic, password: bytes | None = None) -> None:
         self.batches: list[Batch] = []
         self._reactor = reactor
-        self._factory = BrokerFactory(topics, self.batches.append, password=password)
+        self._factory = BrokerFactory(
+            topics, self.batches.append, Told(), clock=cast("Any", reactor), wall=time.time, password=password
+        )
         listen = cast("Callable[..., Port]", reactor.listenTCP)  # type: ignore[attr-defined]
         self._listening = listen(0, self._factory, interface="127.0.0.1")
         self.port: int = self._listening.getHost().port
