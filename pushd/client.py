@@ -1,17 +1,4 @@
-"""Send lines to a pushd server, and print its echoes and every published message.
-
-On a terminal, a line entered while there is no connection is refused; the up key brings it back. In a pipe,
-each line of input is sent, and each line received printed, as it is; without a connection, input waits.
-EXIT or the end of input (Ctrl-D) leaves, once the server has answered.
-
-exit status:
-  0    left by EXIT or the end of input, or because nobody reads the output any more
-  1    could not connect, or the connection was lost, with --no-reconnect or when all input had been sent;
-       or standard input or output failed
-  2    wrong usage
-  130  Ctrl-C
-  143  SIGTERM
-"""
+"""The command-line client: carries lines between the user and a pushd server."""
 
 # A program of its own: it imports nothing of the server, nor, in a pipe, anything that is slow to start.
 
@@ -22,35 +9,26 @@ import selectors
 import signal
 import socket
 import sys
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from argparse import Namespace
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import suppress
+from typing import Any
 
-INPUT, OUTPUT, ERRORS = 0, 1, 2
-CHUNK = 1 << 18
+from pushd.client_io import (
+    CHUNK,
+    ERRORS,
+    INPUT,
+    OUTPUT,
+    LineSplitter,
+    connect,
+    delays,
+    reason,
+    visible,
+    write,
+)
+from pushd.client_options import parse
+
 LINES_AHEAD = 100
-CONNECT_TIMEOUT = 10.0
-FIRST_DELAY, LONGEST_DELAY = 0.5, 15.0
-# Not printable to Python; but text needs these spaces and joiners.
-HARMLESS = "\t\u00a0\u200c\u200d\u3000"
-
-
-class LineSplitter:
-    """Cuts a stream of bytes into lines at a delimiter; its work is linear, however long a line is."""
-
-    def __init__(self, delimiter: bytes) -> None:
-        self._delimiter = delimiter
-        self.rest = bytearray()
-
-    def feed(self, data: bytes) -> list[bytes]:
-        """Take the next bytes, cut anywhere, and return the lines that they end; `rest` has only begun."""
-        # The delimiter may have begun in the bytes that came before.
-        unseen = max(len(self.rest) - len(self._delimiter) + 1, 0)
-        self.rest += data
-        if self.rest.find(self._delimiter, unseen) < 0:
-            return []
-        *lines, self.rest = self.rest.split(self._delimiter)
-        return [bytes(line) for line in lines]
 
 
 class Pipes:
@@ -69,9 +47,8 @@ class Pipes:
             yield bytes(splitter.rest)
 
     def write(self, descriptor: int, data: bytes) -> None:
-        """Write all of it at once: no buffer is left to fail when the program ends."""
-        while data:
-            data = data[os.write(descriptor, data) :]
+        """Write all of it at once."""
+        write(descriptor, data)
 
     async def _read(self) -> bytes:
         # asyncio's pipes take no regular files, and unblock the descriptor for whoever shares it.
@@ -221,76 +198,24 @@ class Client:
             self._face.write(ERRORS, f"pushd-client: {text}\n".encode("utf-8", "backslashreplace"))
 
 
-def delays(jitter: Callable[[], float]) -> Iterator[float]:
-    """Yield how long to wait before each try to connect; the jitter, in [0, 1), keeps clients apart."""
-    longest = FIRST_DELAY
-    while True:
-        yield longest * (1 + jitter()) / 2
-        longest = min(2 * longest, LONGEST_DELAY)
+def chosen(options: Namespace) -> Coroutine[Any, Any, int]:
+    """Return what the command line asks for; it returns the exit status."""
+    if options.control:
+        from pushd.control_client import ControlClient  # noqa: PLC0415 - the line protocol does not need it
 
-
-def visible(line: bytes) -> str:
-    """Return a text for these bytes that cannot control a terminal."""
-    text = line.decode("utf-8", "backslashreplace")
-    if text.isprintable():
-        return text
-    return "".join(char if char in HARMLESS or char.isprintable() else ascii(char)[1:-1] for char in text)
-
-
-async def connect(host: str, port: int) -> socket.socket:
-    """Return a connection to the first address of the host that takes one."""
-    loop = asyncio.get_running_loop()
-    problem = OSError("no address")
-    for family, kind, _, _, address in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-        try:
-            connection = socket.socket(family, kind)
-            connection.setblocking(False)
-            # A client that only listens would never notice that the server's machine is gone.
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
-            async with asyncio.timeout(CONNECT_TIMEOUT):
-                await loop.sock_connect(connection, address)
-        except OSError as error:
-            problem = error
-        else:
-            return connection
-    raise problem
-
-
-def reason(error: OSError | UnicodeError) -> str:
-    """Return the system's words for an error; asyncio's are about an address that nobody typed."""
-    match error:
-        case socket.gaierror(strerror=str(words)):
-            return words
-        case OSError(errno=int(number)):
-            return os.strerror(number)
-        case TimeoutError():
-            return "timed out"
-    return "not a valid host name"
-
-
-def parse(words: Sequence[str] | None = None) -> Namespace:
-    """Return the values of the command line, or end the program with what is wrong with it."""
-    parser = ArgumentParser("pushd-client", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("host", metavar="HOST", help="a name, or an IPv4 or IPv6 address")
-    parser.add_argument("port", metavar="PORT", type=int, help="1 to 65535")
-    parser.add_argument("--no-reconnect", action="store_true", help="give up when the connection fails")
-    options = parser.parse_args(words)
-    if not 1 <= options.port <= 65535:
-        parser.error("PORT must be from 1 to 65535")
-    return options
+        return ControlClient(options).run()
+    terminal = os.isatty(INPUT) and os.isatty(OUTPUT) and os.environ.get("TERM") != "dumb"
+    return Client(options, Terminal() if terminal else Pipes()).run()
 
 
 def main() -> int:
     """Run the client that the command line asks for, and return its exit status."""
-    options = parse()
-    terminal = os.isatty(INPUT) and os.isatty(OUTPUT) and os.environ.get("TERM") != "dumb"
-    client = Client(options, Terminal() if terminal else Pipes())
+    running = chosen(parse())
     # poll, unlike epoll, takes regular files.
     loop = asyncio.SelectorEventLoop(selectors.PollSelector())
     try:
         with asyncio.Runner(loop_factory=lambda: loop) as runner:
-            return runner.run(client.run())
+            return runner.run(running)
     except (KeyboardInterrupt, InterruptedError):
         return 130
     except asyncio.CancelledError:
