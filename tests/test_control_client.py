@@ -1,4 +1,4 @@
-"""The command-line client with --control, without a connection: integration/test_control_client.py has the rest."""
+"""The command-line client with --control, without a connection."""
 
 from pathlib import Path
 

@@ -5,90 +5,31 @@ import fcntl
 import os
 import pty
 import re
-import select
 import signal
 import socket
 import struct
 import subprocess
 import sys
 import termios
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
-from typing import IO
 
 import pyte
 import pytest
 
 from tests.harness import TIMEOUT, Client, Pushd, free_port
+from tests.programs import Child, Output, Piped, Server, Stream, reset
 
-Stream = int | IO[bytes]
 COMMAND = [sys.executable, "-m", "pushd.client"]
 LOST = b"pushd-client: connection lost: Connection reset by peer\n"
 
 
-class Output:
-    """What comes out of a descriptor."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._data = b""
-
-    def wait(self, ready: Callable[[bytes], object]) -> bytes:
-        """Return all that came, as soon as that is what the caller waits for."""
-        deadline = time.monotonic() + TIMEOUT
-        while not ready(self._data):
-            assert self._read(deadline), f"ended after {self._data[-2000:]!r}"
-        return self._data
-
-    def end(self) -> bytes:
-        """Return all that comes until the other side closes."""
-        deadline = time.monotonic() + TIMEOUT
-        while self._read(deadline):
-            pass
-        return self._data
-
-    def _read(self, deadline: float) -> bool:
-        left = max(deadline - time.monotonic(), 0)
-        assert select.select([self._descriptor], [], [], left)[0], f"only {self._data[-2000:]!r} came"
-        try:
-            data = os.read(self._descriptor, 65536)
-        except OSError:  # the other end of a pseudo-terminal is closed
-            return False
-        self._data += data
-        return bool(data)
-
-
-class Child(subprocess.Popen[bytes]):
-    """A process that does not outlive its test."""
-
-    def __exit__(self, *_: object) -> None:
-        self.kill()
-        super().__exit__(None, None, None)
-
-
-class InPipes(Child):
+class InPipes(Piped):
     """The client as a part of a pipeline."""
 
     def __init__(self, port: int, *options: str, stdin: Stream = PIPE, stdout: Stream = PIPE) -> None:
-        command = [*COMMAND, "127.0.0.1", str(port), *options]
-        super().__init__(command, bufsize=0, stdin=stdin, stdout=stdout, stderr=PIPE)
-        assert self.stderr
-        self.output, self.errors = Output((self.stdout or self.stderr).fileno()), Output(self.stderr.fileno())
-
-    def type(self, data: bytes) -> None:
-        assert self.stdin
-        self.stdin.write(data)
-
-    def end_input(self) -> None:
-        assert self.stdin
-        self.stdin.close()
-
-    def end(self) -> tuple[int, bytes, bytes]:
-        """Return the exit status, and all that was written to standard output and to standard error."""
-        output, errors = self.output.end(), self.errors.end()
-        return self.wait(TIMEOUT), output, errors
+        super().__init__([*COMMAND, "127.0.0.1", str(port), *options], stdin=stdin, stdout=stdout)
 
 
 class OnTerminal(Child):
@@ -131,25 +72,6 @@ class OnTerminal(Child):
         return status
 
 
-class Server:
-    """A server whose test says its part."""
-
-    def __init__(self, port: int = 0) -> None:
-        self._sockets = [socket.create_server(("127.0.0.1", port))]
-        self._sockets[0].settimeout(TIMEOUT)
-        self.port: int = self._sockets[0].getsockname()[1]
-
-    def accept(self) -> socket.socket:
-        connection, _ = self._sockets[0].accept()
-        connection.settimeout(TIMEOUT)
-        self._sockets.append(connection)
-        return connection
-
-    def close(self) -> None:
-        for each in self._sockets:
-            each.close()
-
-
 @pytest.fixture
 def server() -> Iterator[Server]:
     with contextlib.closing(Server()) as running:
@@ -168,12 +90,6 @@ def finish(connection: socket.socket, answer: bytes = b"") -> None:
     """Do as a server does once the client has closed its sending side."""
     assert connection.recv(1) == b""
     connection.sendall(answer)
-    connection.close()
-
-
-def reset(connection: socket.socket) -> None:
-    """Close a connection the hard way."""
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()
 
 
