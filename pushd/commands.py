@@ -106,6 +106,17 @@ class Quit:
 Command = Auth | Subscribe | Unsubscribe | Publish | Ping | Status | Help | Quit
 
 
+def name_of(command: Command) -> str:
+    """Return a command's name."""
+    of_pattern = isinstance(command, Subscribe | Unsubscribe) and command.topic.kind is Kind.PATTERN
+    return "P" * of_pattern + type(command).__name__.upper()
+
+
+def failed(command: Command, code: str, message: str) -> CommandError:
+    """Return why a command cannot be done."""
+    return CommandError(code, message, name_of(command))
+
+
 def parse(line: bytes) -> Command | None:
     """Read a line without its terminator; None for one without words. Raises CommandError, in linear time."""
     try:

@@ -17,6 +17,9 @@ PIECE_BYTES = 64 * 1024
 REPLIES_BYTES = 64 * 1024
 """Replies that may wait for a lagging client before its reading is paused."""
 
+MOST_REPLIES_BYTES = 256 * 1024
+"""Where so many wait, one more ends the client: not all are answers, which end when it is not read from."""
+
 
 class Transport(Protocol):
     """What the outlet needs of a transport: those of Twisted that provide ITCPTransport and IConsumer do."""
@@ -115,11 +118,15 @@ class Outlet:
         self._bottom.registerProducer(self, False)
 
     def reply(self, data: bytes) -> None:
-        """Send an answer to what the client itself has sent, behind the frame that is on its way."""
+        """Send what is no message, such as an answer, behind the frame that is on its way."""
         if self.closing:
             return
         if not self.lagging:
             self.send(data)
+            return
+        if len(self._replies) > MOST_REPLIES_BYTES:
+            self._log.warn("Disconnected {peer}: it does not read what it is told", peer=self.peer)
+            self.abort()
             return
         self._replies += data
         if len(self._replies) > REPLIES_BYTES and not self._reading_paused:

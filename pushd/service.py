@@ -3,28 +3,33 @@
 import secrets
 import string
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from twisted.application.service import MultiService
-from twisted.internet.abstract import FileDescriptor
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
-from twisted.internet.endpoints import TCP4ServerEndpoint, serverFromString
-from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
-from twisted.internet.protocol import Factory
+from twisted.internet.endpoints import TCP4ServerEndpoint
+from twisted.internet.interfaces import IListeningPort
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from pushd.clients.line import LineFactory, Terms, show_address
+from pushd.channels import Channels, Upstream
+from pushd.clients.admission import Admission
+from pushd.clients.connection import ClientConnection, show_address
+from pushd.clients.control import ControlFactory, terms_of_control
+from pushd.clients.line import LineFactory, terms_of_lines
+from pushd.commands import CommandError, Publish, failed
 from pushd.errors import SettingsError, one_line
 from pushd.hub import Hub
-from pushd.message import Batch, Topic
-from pushd.metrics import Metrics
+from pushd.listeners import Listeners, open_port
+from pushd.message import Batch
+from pushd.metrics import Metrics, Reason
 from pushd.redis_urls import Embedded
 from pushd.settings import Settings
-from pushd.sockets import raise_descriptor_limit, tune_listener
-from pushd.sources.deployments import redis_sources
+from pushd.sockets import raise_descriptor_limit
+from pushd.sources.connection import SourceError
+from pushd.sources.deployments import RedisSources, redis_sources
 from pushd.sources.embedded import BrokerFactory
 
 RESERVED_DESCRIPTORS = 64
@@ -38,20 +43,11 @@ EPOCH_LENGTH = 6
 """So that ids of another pushd, or of another start, are known for such: all but one in 2,000 millions."""
 
 
-class _Interruptions:
-    """Tells the hub of source gaps; of what else a source says, nothing depends."""
+class _Source(Upstream, Protocol):
+    """What follows topics, and publishes to where messages come from."""
 
-    def __init__(self, hub: Hub) -> None:
-        self.interrupt = hub.interrupt
-
-    def confirmed(self, topic: Topic) -> None:
-        """Nothing to do."""
-
-    def lost(self, topic: Topic) -> None:
-        """Nothing to do."""
-
-    def refused(self, topic: Topic, why: str) -> None:
-        """Nothing to do."""
+    def publish(self, channel: bytes, payload: bytes) -> Deferred[int]:
+        """Return how many received it."""
 
 
 class PushService(MultiService):
@@ -69,63 +65,73 @@ class PushService(MultiService):
         self.metrics = Metrics()
         self._descriptors = raise_descriptor_limit()
         self.hub = Hub(reactor, settings.history, self.metrics, _new_epoch())
+        control = settings.control
+        self._channels = Channels(
+            self.hub, reactor, time.time, linger=control.linger, max_channels=control.max_channels
+        )
         for topic in settings.topics:
-            self.hub.open(topic)
+            self._channels.pin(topic)
+        self._source: _Source
+        self._redis: RedisSources | None = None
+        self._broker: BrokerFactory | None = None
+        self._broker_port: IListeningPort | None = None
         reserved = RESERVED_DESCRIPTORS + self._follow()
-        self._clients = LineFactory(self._terms(reserved), self.hub, reactor, self.metrics)
-        self._endpoints = [self._endpoint(text) for text in settings.endpoints]
-        self._ports: list[IListeningPort] = []
-        self._broker: IListeningPort | None = None
+        self._admission = Admission(self._most_clients(reserved), settings.max_clients_per_ip, self.metrics)
+        lines = LineFactory(terms_of_lines(settings), self.hub, self._admission, reactor)
+        sessions = ControlFactory(
+            terms_of_control(settings), self.hub, self._channels, self._publish, self._admission, reactor
+        )
+        self._factories = (lines, sessions)
+        self._listeners = (
+            Listeners("--port", "Listening on", settings.endpoints, lines, settings.send_buffer, reactor),
+            Listeners(
+                *("--control", "Control protocol on", control.endpoints, sessions, settings.send_buffer),
+                reactor,
+            ),
+        )
         self._in_a_hurry = False
 
     def _follow(self) -> int:
-        """Prepare to follow Redis; return how many file descriptors that takes."""
-        if not self._settings.topics or isinstance(self._settings.source, Embedded):
+        """Prepare to follow the source; return how many file descriptors that takes."""
+        settings, wants_control = self._settings, bool(self._settings.control.endpoints)
+        if isinstance(settings.source, Embedded):
+            self._broker = BrokerFactory(
+                settings.topics,
+                self._deliver,
+                self._channels,
+                clock=self._reactor,
+                wall=time.time,
+                password=settings.source.password,
+            )
+            self._channels.upstream = self._source = self._broker
             return 0
-        sources = redis_sources(
-            self._settings,
+        if not settings.topics and not wants_control:
+            return 0
+        self._redis = redis_sources(
+            settings,
             self._deliver,
-            _Interruptions(self.hub),
-            control=False,
+            self._channels,
+            control=wants_control,
             reactor=self._reactor,
             metrics=self.metrics,
         )
-        self.hub.source = sources
-        sources.setServiceParent(self)
-        return sources.descriptors
+        self._channels.upstream = self._source = self.hub.source = self._redis
+        self._redis.setServiceParent(self)
+        return self._redis.descriptors
 
-    def _terms(self, reserved: int) -> Terms:
-        settings = self._settings
-        room = self._descriptors - reserved
+    def _most_clients(self, reserved: int) -> int:
+        room, wanted = self._descriptors - reserved, self._settings.max_clients
         if room < 1:
             raise SettingsError(
                 f"the limit of {self._descriptors} file descriptors leaves none for clients; allowed:"
                 f" more than {reserved} (LimitNOFILE=, ulimit -Hn)"
             )
-        if settings.max_clients is not None and settings.max_clients > room:
+        if wanted is not None and wanted > room:
             raise SettingsError(
-                f"--max-clients: {settings.max_clients} is above what the limit of {self._descriptors} file"
+                f"--max-clients: {wanted} is above what the limit of {self._descriptors} file"
                 f" descriptors allows; allowed: 1 to {room}, or a higher limit (LimitNOFILE=, ulimit -Hn)"
             )
-        return Terms(
-            topics=settings.topics,
-            slow=settings.slow,
-            replay=settings.replay,
-            max_line=settings.max_line,
-            max_clients=room if settings.max_clients is None else settings.max_clients,
-            max_clients_per_ip=settings.max_clients_per_ip,
-            idle_timeout=settings.idle_timeout,
-        )
-
-    def _endpoint(self, text: str) -> IStreamServerEndpoint:
-        try:
-            endpoint: IStreamServerEndpoint = serverFromString(self._reactor, text)
-        except Exception as error:
-            raise SettingsError(
-                f"--port: {text!r} is not an endpoint of Twisted ({one_line(error)}); allowed: a port number,"
-                " or such as tcp:8888:interface=127.0.0.1 or unix:/run/pushd/socket"
-            ) from error
-        return endpoint
+        return room if wanted is None else wanted
 
     def _deliver(self, batch: Batch) -> None:
         if self._settings.debug:
@@ -133,45 +139,41 @@ class PushService(MultiService):
                 self._log.debug("Message on {topic}: {payload!r}", topic=batch.topic, payload=payload)
         self.hub.publish(batch)
 
+    def _publish(self, command: Publish, answer: Callable[[int | CommandError], None]) -> None:
+        def not_published(failure: Failure) -> None:
+            error = failure.value
+            is_refused = isinstance(error, SourceError) and error.reason is Reason.REFUSED
+            answer(failed(command, "refused" if is_refused else "unavailable", one_line(error)))
+
+        self._source.publish(command.channel, command.payload).addCallbacks(answer, not_published)
+
     def listen(self) -> Sequence[IListeningPort]:
         """Open all ports, and return those for clients; raises SettingsError where one cannot be had.
 
         For makeService to call: twistd is still in the foreground then, and can tell the user.
         """
-        if isinstance(self._settings.source, Embedded):
-            self._broker = self._open_broker(self._settings.source)
-        for endpoint in self._endpoints:
-            port = _open("--port", endpoint, self._clients, "such as --port 8889")
-            if isinstance(port, FileDescriptor):
-                tune_listener(port.fileno(), self._settings.send_buffer)
-            self._ports.append(port)
-        return self._ports
-
-    def _open_broker(self, embedded: Embedded) -> IListeningPort:
-        factory = BrokerFactory(
-            self._settings.topics,
-            self._deliver,
-            _Interruptions(self.hub),
-            clock=self._reactor,
-            wall=time.time,
-            password=embedded.password,
-        )
-        endpoint = TCP4ServerEndpoint(self._reactor, embedded.port, interface="127.0.0.1")
-        return _open("--redis embedded", endpoint, factory, "such as --redis embedded:6380")
+        if self._broker is not None:
+            assert isinstance(self._settings.source, Embedded)
+            endpoint = TCP4ServerEndpoint(self._reactor, self._settings.source.port, interface="127.0.0.1")
+            other = "such as --redis embedded:6380"
+            self._broker_port = open_port("--redis embedded", endpoint, self._broker, other)
+        for listeners in self._listeners:
+            listeners.open()
+        return [port for listeners in self._listeners for port in listeners.ports]
 
     def startService(self) -> None:
         """Say what is open, and begin to follow the source."""
         super().startService()
-        if self._broker is not None:
-            self._log.info("Embedded broker on {address}", address=show_address(self._broker.getHost()))
-        for port in self._ports:
-            self._log.info("Listening on {address}", address=show_address(port.getHost()))
+        if self._broker_port is not None:
+            self._log.info("Embedded broker on {address}", address=show_address(self._broker_port.getHost()))
+        for listeners in self._listeners:
+            listeners.announce()
         self._log.info(
             "Room for {room} clients (file descriptor limit {limit})",
-            room=self._clients.terms.max_clients,
+            room=self._admission.max_clients,
             limit=self._descriptors,
         )
-        if not self._settings.topics:
+        if self._settings.endpoints and not self._settings.topics:
             self._log.warn("No channel and no pattern: clients get nothing but the echo of what they type")
 
     def stopService(self) -> "Deferred[None]":
@@ -183,12 +185,13 @@ class PushService(MultiService):
         self._in_a_hurry = True
 
     async def _stop(self) -> None:
-        await gatherResults([maybeDeferred(port.stopListening) for port in self._ports])
+        await gatherResults([listeners.close() for listeners in self._listeners])
         cut_off = await self._drain()
-        if self._broker is not None:
-            await maybeDeferred(self._broker.stopListening)
+        self._channels.stop()
+        if self._broker_port is not None:
+            await maybeDeferred(self._broker_port.stopListening)
         await maybeDeferred(super().stopService)
-        if self.hub.source is not None:
+        if self._redis is not None:
             self._log.info(
                 "From Redis: {metrics.messages} messages in {metrics.batches} batches; {metrics.source_gaps}"
                 " source gaps, {metrics.unsubscribed_seconds:.1f} s without a subscription; failures:"
@@ -206,32 +209,27 @@ class PushService(MultiService):
             cut_off=cut_off,
         )
 
+    @property
+    def _clients(self) -> list[ClientConnection]:
+        return [client for factory in self._factories for client in factory.clients]
+
     async def _drain(self) -> int:
         """Close each client once it has got everything; return how many had not when the time was over."""
-        clients = self._clients.clients
         deadline = self._reactor.seconds() + self._settings.drain
-        self._log.info("Stopping: {count} clients to flush", count=len(clients))
-        while clients:
-            for client in [client for client in clients if client.outlet.flushed]:
-                client.close()
+        self._log.info("Stopping: {count} clients to flush", count=len(self._clients))
+        while clients := self._clients:
+            for client in clients:
+                if client.outlet.flushed:
+                    client.stop()
             await deferLater(self._reactor, DRAIN_TICK_SECONDS)
             if self._in_a_hurry or self._reactor.seconds() >= deadline:
                 break
-        cut_off = sum(not client.outlet.flushed for client in clients)
-        for client in list(clients):
+        left = self._clients
+        cut_off = sum(not client.outlet.flushed for client in left)
+        for client in left:
             client.outlet.abort()
         return cut_off
 
 
 def _new_epoch() -> str:
     return "".join(secrets.choice(EPOCH_LETTERS) for _ in range(EPOCH_LENGTH))
-
-
-def _open(option: str, endpoint: IStreamServerEndpoint, factory: Factory, other: str) -> IListeningPort:
-    opened: list[IListeningPort] = []
-    failed: list[Failure] = []
-    endpoint.listen(factory).addCallbacks(opened.append, failed.append)
-    if opened:
-        return opened[0]
-    why = one_line(failed[0].value) if failed else "it does not open at once"
-    raise SettingsError(f"{option}: {why}; allowed: one that is free, {other}")

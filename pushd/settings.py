@@ -15,6 +15,9 @@ BACKLOG = 65535
 The kernel caps it at net.core.somaxconn, which so is the only limit that has to be raised.
 """
 
+LEAST_RATE = 0.1
+"""Below, a client could not even say who it is."""
+
 
 class SlowPolicy(Enum):
     """What happens to a slow consumer when its cursor falls off the log's tail."""
@@ -25,12 +28,31 @@ class SlowPolicy(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Control:
+    """Settings of the control protocol. Times are in seconds."""
+
+    endpoints: tuple[str, ...] = ()
+    allow: tuple[bytes, ...] | None = None  # None: what is named at start; with tokens, what they say
+    allow_publish: tuple[bytes, ...] | None = None  # None: nothing; with tokens, what they say
+    jwt_key: bytes | None = None
+    jwt_audience: str | None = None
+    jwt_issuer: str | None = None
+    auth_timeout: float = 5.0
+    max_subscriptions: int = 128
+    command_rate: float = 20.0
+    heartbeat: float = 30.0
+    linger: float = 60.0
+    max_channels: int = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """All settings of one pushd. Sizes are in bytes, times in seconds, None means no limit."""
 
     endpoints: tuple[str, ...] = (
         f"tcp:8888:backlog={BACKLOG}",
     )  # as in twisted.internet.endpoints.serverFromString
+    control: Control = field(default_factory=Control)
     topics: tuple[Topic, ...] = ()
     source: Source = field(default_factory=Redis)
     redis_ping: float = 10.0
@@ -77,6 +99,13 @@ def parse_timeout(text: str) -> float:
     return _seconds(text, 0.1)
 
 
+def parse_rate(text: str) -> float:
+    """Read how many of something are allowed a second."""
+    if not _NUMBER.fullmatch(text) or not float(text) >= LEAST_RATE:
+        raise SettingsError(f"{text!r} is wrong; allowed: a number from {LEAST_RATE} on, such as 20 or 0.5")
+    return float(text)
+
+
 def parse_interval(text: str) -> float:
     """Read how often something is done, in seconds; 0 is never."""
     return 0.0 if text == "0" else _seconds(text, 0.1, " or 0 for never,")
@@ -111,7 +140,7 @@ def _whole(text: str, least: int, most: int) -> int:
 
 
 def _seconds(text: str, least: float, other: str = "") -> float:
-    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text) or float(text) < least:
+    if not _NUMBER.fullmatch(text) or float(text) < least:
         raise SettingsError(f"{text!r} is wrong; allowed: seconds, {least} and more,{other} such as 2.5")
     return float(text)
 
@@ -126,5 +155,7 @@ def _bytes(text: str) -> int:
     number, unit = text.rstrip("KMGkmg"), text.lstrip("0123456789").upper()
     return int(number) << {"": 0, "K": 10, "M": 20, "G": 30}[unit]
 
+
+_NUMBER: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 _SIZE: Final = re.compile("[0-9]{1,18}[KMGkmg]?")

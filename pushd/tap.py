@@ -3,16 +3,17 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from twisted.python import usage
 
 from pushd import __version__
+from pushd.control_options import ControlOptions
 from pushd.errors import SettingsError
 from pushd.message import Kind, Topic
+from pushd.option_values import named, read_file, read_password
 from pushd.redis_urls import Access, Cluster, Sentinel, Source, parse_source
 from pushd.settings import (
     Settings,
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 
     from pushd.service import PushService
 
-T = TypeVar("T")
-
 PASSWORD_VARIABLE = "PUSHD_REDIS_PASSWORD"
 SENTINEL_PASSWORD_VARIABLE = "PUSHD_SENTINEL_PASSWORD"
 
@@ -46,7 +45,7 @@ For example, each in a terminal of its own:
 """
 
 
-class Options(usage.Options):
+class Options(ControlOptions):
     """The options of ``twistd pushd``. Parsed, ``settings`` holds them; what is wrong ends the process."""
 
     synopsis = "[options]"
@@ -155,36 +154,31 @@ class Options(usage.Options):
 
     def postOptions(self) -> None:
         """Turn the options into settings."""
+        control = self.control()
+        # Who chooses the control protocol alone does not want everybody to get everything beside it.
+        ports = self._ports or ([] if control.endpoints else ["8888"])
         self.settings = Settings(
-            endpoints=self._endpoints(),
+            endpoints=tuple(named("port", parse_endpoint, port) for port in ports),
+            control=control,
             topics=tuple(dict.fromkeys(self._topics)),
             source=self._source(),
-            redis_ping=self._read("redis-ping", parse_timeout),
-            redis_timeout=self._read("redis-timeout", parse_timeout),
-            redis_probe=self._read("redis-probe", parse_interval),
-            slow=self._read("slow", parse_slow),
-            history=self._read("history", parse_history),
-            replay=self._read("replay", parse_count),
-            send_buffer=self._read("send-buffer", parse_send_buffer),
-            max_line=self._read("max-line", parse_max_line),
-            max_clients=self._read_optional("max-clients", parse_limit),
-            max_clients_per_ip=self._read_optional("max-clients-per-ip", parse_limit),
-            idle_timeout=self._read_optional("idle-timeout", parse_timeout),
-            drain=self._read("drain", parse_seconds),
+            redis_ping=self.read("redis-ping", parse_timeout),
+            redis_timeout=self.read("redis-timeout", parse_timeout),
+            redis_probe=self.read("redis-probe", parse_interval),
+            slow=self.read("slow", parse_slow),
+            history=self.read("history", parse_history),
+            replay=self.read("replay", parse_count),
+            send_buffer=self.read("send-buffer", parse_send_buffer),
+            max_line=self.read("max-line", parse_max_line),
+            max_clients=self.read_optional("max-clients", parse_limit),
+            max_clients_per_ip=self.read_optional("max-clients-per-ip", parse_limit),
+            idle_timeout=self.read_optional("idle-timeout", parse_timeout),
+            drain=self.read("drain", parse_seconds),
             debug=bool(self["debug"]),
         )
 
-    def _read(self, option: str, parse: Callable[[str], T]) -> T:
-        return _named(option, parse, self[option])
-
-    def _read_optional(self, option: str, parse: Callable[[str], T]) -> T | None:
-        return None if self[option] is None else self._read(option, parse)
-
-    def _endpoints(self) -> tuple[str, ...]:
-        return tuple(_named("port", parse_endpoint, port) for port in self._ports or ["8888"])
-
     def _source(self) -> Source:
-        source = self._read("redis", parse_source)
+        source = self.read("redis", parse_source)
         password = self._password("redis-password-file", PASSWORD_VARIABLE)
         if password is not None:
             source = replace(source, password=password)
@@ -198,7 +192,7 @@ class Options(usage.Options):
         return self._with_sentinel_password(self._with_ca(source))
 
     def _with_ca(self, source: Source) -> Source:
-        ca = self._read_optional("redis-ca", _read_file)
+        ca = self.read_optional("redis-ca", read_file)
         if ca is None:
             return source
         if not isinstance(source, Access) or not source.tls:
@@ -223,29 +217,8 @@ class Options(usage.Options):
 
     def _password(self, option: str, variable: str) -> bytes | None:
         if self[option] is not None:
-            return self._read(option, _read_password)
+            return self.read(option, read_password)
         return os.environb.get(variable.encode()) or None
-
-
-def _named(option: str, parse: Callable[[str], T], value: str) -> T:
-    try:
-        return parse(value)
-    except SettingsError as error:
-        raise SettingsError(f"--{option}: {error}") from None
-
-
-def _read_file(path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise SettingsError(f"cannot read {path!r}: {error.strerror}; allowed: a readable file") from None
-
-
-def _read_password(path: str) -> bytes:
-    password = _read_file(path).partition(b"\n")[0].removesuffix(b"\r")
-    if not password:
-        raise SettingsError(f"{path!r} has an empty first line; allowed: the password there")
-    return password
 
 
 def makeService(options: Options) -> "PushService":

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pushd.errors import SettingsError, one_line
 from pushd.patterns import Pattern
+from pushd.permissions import Permissions
 
 if TYPE_CHECKING:
     from jwt.algorithms import AllowedPublicKeys
@@ -32,8 +33,7 @@ class Grant:
 
     name: str | None
     expires: float
-    subscribe: tuple[Pattern, ...]
-    publish: tuple[Pattern, ...]
+    permissions: Permissions
 
 
 class Tokens:
@@ -66,8 +66,10 @@ class Tokens:
         try:
             claims = self._claims(token)
             self._check_parties(claims)
-            subscribe, publish = _patterns(claims, "subscribe"), _patterns(claims, "publish")
-            return Grant(_name(claims), _expires(claims), subscribe, publish)
+            allowed = Permissions(
+                subscribe=_patterns(claims, "subscribe"), publish=_patterns(claims, "publish")
+            )
+            return Grant(_name(claims), _expires(claims), allowed)
         except TokenError:
             raise
         except Exception as error:

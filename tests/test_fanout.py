@@ -1,17 +1,22 @@
 """The structure of the cost: counted, so that it cannot grow unseen, however fast the machine is."""
 
 import pytest
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from pushd.chunks import SEND_BYTES
+from pushd.clients.admission import Admission
 from pushd.clients.line import LineFactory
 from pushd.encoders import Lines
 from pushd.hub import STRIDE, Hub
 from pushd.message import Batch, Topic
 from pushd.metrics import Metrics
+from pushd.redis_urls import Redis
+from pushd.sources.connection import Node
 from pushd.sources.subscriber import RedisSubscriber
 from tests.clients import Kernel
 from tests.test_line import TERMS
+from tests.upstream import Server, confirmed
 
 UPDATES = Topic(b"updates")
 CLIENTS = 500
@@ -35,12 +40,22 @@ class World:
         self.hub = Hub(self.clock, 1024**2, Metrics(), "epoch")
         for topic in TERMS.topics:
             self.hub.open(topic)
-        factory = LineFactory(TERMS, self.hub, self.clock, Metrics())
+        factory = LineFactory(TERMS, self.hub, Admission(CLIENTS, None, Metrics()), self.clock)
         self.kernels = [Kernel() for _ in range(CLIENTS)]
         for kernel in self.kernels:
             factory.buildProtocol(kernel.getPeer()).makeConnection(kernel)
         self.batches: list[Batch] = []
-        self.redis = RedisSubscriber(self.clock, 5.0, topics=TERMS.topics, deliver=self.deliver, probe=None)
+        self.redis = RedisSubscriber(self.clock, 5.0, deliver=self.deliver, probe=None)
+        self._subscribe()
+
+    def _subscribe(self) -> None:
+        server = Server(self.clock)
+        Deferred.fromCoroutine(self.redis.open(Node("redis", server), Redis()))
+        for topic in TERMS.topics:
+            Deferred.fromCoroutine(self.redis.subscribe_to(topic))
+            server.answer(confirmed(topic))
+        for call in self.clock.getDelayedCalls():
+            call.cancel()  # what watches over the answers
 
     def deliver(self, batch: Batch) -> None:
         self.batches.append(batch)

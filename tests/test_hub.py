@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from twisted.internet.task import Clock
 
 from pushd.chunks import SEND_BYTES
+from pushd.clock import Timer
 from pushd.encoders import Lines, WireFormat
 from pushd.hub import SLICE_SECONDS, STRIDE, Hub
 from pushd.message import Batch, Gap, Kind, Position, SourceGap, Topic
@@ -277,8 +278,9 @@ class Turns:
     def seconds(self) -> float:
         return self.now
 
-    def callLater(self, delay: float, call: Callable[[], object]) -> None:
+    def callLater(self, delay: float, call: Callable[[], object]) -> Timer:
         self._due.append(call)
+        return Clock().callLater(0, call)
 
     def turn(self) -> None:
         due, self._due = self._due, []

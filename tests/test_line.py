@@ -15,7 +15,9 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
-from pushd.clients.line import CLOSE_SECONDS, REFUSAL_SECONDS, LineFactory, LineProtocol, Terms, show_address
+from pushd.clients.admission import Admission
+from pushd.clients.connection import CLOSE_SECONDS, REFUSAL_SECONDS, show_address
+from pushd.clients.line import LineFactory, LineProtocol, Terms
 from pushd.hub import Hub
 from pushd.message import Batch, Kind, Topic
 from pushd.metrics import Metrics
@@ -31,8 +33,6 @@ TERMS = Terms(
     slow=SlowPolicy.DISCONNECT,
     replay=0,
     max_line=100,
-    max_clients=1000,
-    max_clients_per_ip=None,
     idle_timeout=None,
 )
 
@@ -50,13 +50,16 @@ class ClosingKernel(Kernel):
 class World:
     """A factory, its hub, and clients in memory."""
 
-    def __init__(self, **terms: Any) -> None:
+    def __init__(
+        self, *, max_clients: int = 1000, max_clients_per_ip: int | None = None, **terms: Any
+    ) -> None:
         self.clock = Clock()
         self.metrics = Metrics()
         self.hub = Hub(self.clock, 1024**2, self.metrics, "epoch")
         self.hub.open(UPDATES)
         self.hub.open(NEWS)
-        self.factory = LineFactory(replace(TERMS, **terms), self.hub, self.clock, self.metrics)
+        admission = Admission(max_clients, max_clients_per_ip, self.metrics)
+        self.factory = LineFactory(replace(TERMS, **terms), self.hub, admission, self.clock)
 
     def connect(self, address: Any = HOME, *, room: int = 10**9) -> tuple[LineProtocol, ClosingKernel]:
         client = self.factory.buildProtocol(address)

@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 
 from pushd.errors import SettingsError
 from pushd.patterns import Pattern
+from pushd.permissions import Permissions
 from pushd.tokens import LONGEST, Grant, TokenError, Tokens
 
 SECRET = b"0123456789abcdef" * 4
@@ -109,10 +110,12 @@ ALL_SIGNERS = [(kind, algorithm) for kind, algorithms in SIGNERS.items() for alg
 def test_a_good_token_grants_what_it_says(kind: str, algorithm: str) -> None:
     grant = tokens(KEYS[kind]).verify(jwt.encode(CLAIMS, PRIVATE[kind], algorithm))
     assert (grant.name, grant.expires) == ("neo", float(FAR))
-    assert all(isinstance(pattern, Pattern) for pattern in grant.subscribe + grant.publish)
-    assert [pattern.matches(b"news.tech") for pattern in grant.subscribe] == [True, False]
-    assert [pattern.matches("snö".encode()) for pattern in grant.subscribe] == [False, True]
-    assert [pattern.matches(b"chat") for pattern in grant.publish] == [True]
+    assert all(
+        isinstance(pattern, Pattern) for pattern in grant.permissions.subscribe + grant.permissions.publish
+    )
+    assert [pattern.matches(b"news.tech") for pattern in grant.permissions.subscribe] == [True, False]
+    assert [pattern.matches("snö".encode()) for pattern in grant.permissions.subscribe] == [False, True]
+    assert [pattern.matches(b"chat") for pattern in grant.permissions.publish] == [True]
 
 
 @pytest.mark.parametrize("kind", SIGNERS)
@@ -313,7 +316,7 @@ def test_the_issuer_is_the_one_that_is_set() -> None:
 
 @pytest.mark.parametrize("granted", [{}, {"pushd": {}}, {"pushd": {"subscribe": [], "other": 1}}])
 def test_what_is_not_granted_is_not(granted: dict[str, Any]) -> None:
-    assert tokens().verify(signed({"exp": FAR} | granted)) == Grant(None, float(FAR), (), ())
+    assert tokens().verify(signed({"exp": FAR} | granted)) == Grant(None, float(FAR), Permissions())
 
 
 @pytest.mark.parametrize("value", [None, True, 1, "*", ["*"]])
