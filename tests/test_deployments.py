@@ -31,7 +31,7 @@ def sources(chosen: Settings, reactor: Any, *, control: bool = False) -> RedisSo
 
 @pytest.mark.parametrize("url", ["redis://h", "rediss://h", "unix:///run/redis.sock"])
 def test_one_redis_is_one_subscription(url: str, reactor: Any) -> None:
-    (share,) = shares(settings(url), reactor)
+    (share,) = shares(settings(url), reactor, control=False)
     assert share.topics == [UPDATES, NEWS]
     assert share.route is share.probe_route
     assert share.probe.name.startswith(PROBE_PREFIX)
@@ -39,14 +39,14 @@ def test_one_redis_is_one_subscription(url: str, reactor: Any) -> None:
 
 
 def test_a_master_behind_sentinels_is_one_subscription_that_waits_less(reactor: Any) -> None:
-    (share,) = shares(settings("redis+sentinel://h/main"), reactor)
+    (share,) = shares(settings("redis+sentinel://h/main"), reactor, control=False)
     assert isinstance(share.route, SentinelRoute)
     assert share.longest_delay < LONGEST_DELAY_SECONDS
 
 
 def test_a_cluster_is_one_subscription_for_ordinary_topics_and_one_for_each_slot(reactor: Any) -> None:
     chosen = settings("redis+cluster://a,b", PART, UPDATES, OTHER, TWIN, NEWS)
-    ordinary, first, second = shares(chosen, reactor)
+    ordinary, first, second = shares(chosen, reactor, control=False)
     assert ordinary.topics == [UPDATES, NEWS]
     assert type(ordinary.route) is type(ordinary.probe_route) is AnyNodeRoute
     assert ordinary.route is not ordinary.probe_route
@@ -59,8 +59,8 @@ def test_a_cluster_is_one_subscription_for_ordinary_topics_and_one_for_each_slot
 
 
 def test_no_two_pushd_probe_in_one_channel(reactor: Any) -> None:
-    (one,) = shares(settings("redis://h"), reactor)
-    (other,) = shares(settings("redis://h"), reactor)
+    (one,) = shares(settings("redis://h"), reactor, control=False)
+    (other,) = shares(settings("redis://h"), reactor, control=False)
     assert one.probe != other.probe
 
 

@@ -1,12 +1,11 @@
 """Outages of a deployment with several sources: a line at the start, one when all are back, and gaps."""
 
-from typing import Any
-
 import pytest
 from twisted.internet.task import Clock
 
 from pushd.message import SourceGap, Topic
 from pushd.metrics import Metrics, Reason
+from pushd.sources.account import Account
 from pushd.sources.connection import SourceError
 from pushd.sources.outages import SUMMARY_SECONDS, Outages
 from tests.upstream import Told
@@ -33,11 +32,14 @@ class World:
             metrics=self.metrics,
             debug=debug,
         )
-        self.a, self.b = self.outages.account([A]), self.outages.account([B])
+        self.a, self.b = self.account(A), self.account(B)
 
-    def come_back(self, account: Any, topic: Topic, where: str = "h") -> None:
+    def account(self, *topics: Topic) -> Account:
+        return Account(topics, self.outages, self.told, self.clock)
+
+    def come_back(self, account: Account, topic: Topic, where: str = "h") -> None:
         account.confirmed(topic)
-        account.subscribed(where, [topic])
+        account.subscribed(where)
 
 
 def test_an_outage_of_all_sources_is_one_outage(logged: list[str]) -> None:
@@ -89,8 +91,8 @@ def test_a_source_whose_topics_are_all_refused_is_in_no_outage(logged: list[str]
         world.come_back(world.a, A)
         world.a.failed("h", LOST, since=2)
     world.come_back(world.a, A)
-    world.b.refused("h", [B], REFUSED, since=0)
-    world.b.subscribed("h", [])
+    world.b.refused("h", {B: REFUSED}, since=0)
+    world.b.subscribed("h")
     assert len(logged) == 4
     assert logged[3].startswith('Subscribed to "a" at h again, after 2.0 s')
     assert world.metrics.unsubscribed_seconds == 2
@@ -102,8 +104,8 @@ def test_a_source_whose_topics_are_all_refused_is_in_no_outage(logged: list[str]
 
 def test_sources_that_are_refused_from_the_start_say_nothing_more(logged: list[str]) -> None:
     world = World()
-    world.a.refused("h", [A], REFUSED, since=0)
-    world.a.subscribed("h", [])
+    world.a.refused("h", {A: REFUSED}, since=0)
+    world.a.subscribed("h")
     assert len(logged) == 1
     assert world.metrics.unsubscribed_seconds == 0
 
@@ -128,24 +130,24 @@ def test_an_outage_counts_when_it_ends_with_pushd() -> None:
 def test_what_is_refused_is_said_once_until_it_was_allowed(logged: list[str]) -> None:
     world = World()
     topics = [Topic(b"%d" % number) for number in range(7)]
-    account = world.outages.account(topics)
+    account = world.account(*topics)
     no = SourceError(Reason.REFUSED, "NOPERM no")
     for _ in range(2):
-        account.refused("h", topics, no, since=0)
+        account.refused("h", dict.fromkeys(topics, no), since=0)
     assert logged == [
         'h refuses "0", "1", "2", "3", "4", and 2 more: NOPERM no; asking again until it is allowed'
     ]
     world.clock.advance(1)
     world.come_back(account, topics[0])
-    account.refused("h", topics, no, since=1)
+    account.refused("h", dict.fromkeys(topics, no), since=1)
     assert logged[2:] == ['h refuses "0": NOPERM no; asking again until it is allowed']
 
 
 def test_a_probe_that_was_lost_is_a_gap_for_all_that_are_subscribed(logged: list[str]) -> None:
     world = World()
-    account = world.outages.account([A, B])
+    account = world.account(A, B)
     account.confirmed(A)
-    account.refused("h", [B], REFUSED, since=0)
+    account.refused("h", {B: REFUSED}, since=0)
     world.clock.advance(60)
     account.lossy(since=30)
     assert world.gaps == [(A, SourceGap(NOON + 30, NOON + 60))]

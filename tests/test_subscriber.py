@@ -39,7 +39,7 @@ def test_a_read_with_several_topics_is_one_batch_for_each() -> None:
     )
     assert world.batches == [
         Batch(UPDATES, [b"u1", b"u2"]),
-        Batch(NEWS, [b"n1"]),
+        Batch(NEWS, [b"n1"], [b"news.a"]),
         Batch(shard, [b"s1"]),
     ]
 
@@ -52,7 +52,7 @@ def test_probes_reach_no_pattern() -> None:
         + by_pattern(b"*", b"pushd:probes", b"2")
         + by_pattern(b"*", b"pushd:probe:", b"3")
     )
-    assert world.batches == [Batch(everything, [b"2"])]
+    assert world.batches == [Batch(everything, [b"2"], [b"pushd:probes"])]
 
 
 def test_messages_before_nonsense_are_delivered() -> None:

@@ -14,6 +14,7 @@ from zope.interface import implementer
 from pushd.message import Batch, Kind, SourceGap, Topic
 from pushd.metrics import Metrics
 from pushd.redis_urls import Redis
+from pushd.sources.account import Account
 from pushd.sources.attempt import Terms
 from pushd.sources.buffer_limit import BufferLimit
 from pushd.sources.connection import Node
@@ -169,12 +170,11 @@ class World:
         )
         self.source = RedisSource(
             Terms(
-                topics=self.topics,
                 deliver=deliver or self.batches.append,
                 redis=redis,
                 route=self.route,
                 probe=probe if probes else None,
-                account=self.outages.account(self.topics),
+                account=Account(self.topics, self.outages, self.told, self.clock),
                 buffer_limit=BufferLimit(),
                 clock=self.clock,
                 ping=PING,

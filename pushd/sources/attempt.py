@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from itertools import compress
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherResults
@@ -15,9 +14,9 @@ from pushd.errors import one_line
 from pushd.message import Batch, Topic
 from pushd.metrics import Reason
 from pushd.redis_urls import RedisServers
+from pushd.sources.account import Account
 from pushd.sources.buffer_limit import BufferLimit
 from pushd.sources.connection import Node, SourceError
-from pushd.sources.outages import Account
 from pushd.sources.probe import Probe
 from pushd.sources.routes import Route
 from pushd.sources.subscriber import Deliver, RedisSubscriber
@@ -33,7 +32,6 @@ STEADY_SECONDS = 10.0
 class Terms:
     """What a source follows, how, and where it says so. Times are in seconds."""
 
-    topics: Sequence[Topic]
     deliver: Deliver
     redis: RedisServers
     route: Route
@@ -49,7 +47,7 @@ class Terms:
 class Attempt:
     """Connects, subscribes, and keeps the subscription until it ends.
 
-    proven_at is the time up to which nothing is missing; None where no topic has been confirmed.
+    proven_at is the time up to which nothing is missing; None before there is a subscription.
     """
 
     _log = Logger()
@@ -59,8 +57,12 @@ class Attempt:
         self._terms = terms
         self._missing_since = proven_at  # of the last subscription
         self._subscriber = RedisSubscriber(
-            terms.clock, terms.timeout, topics=terms.topics, deliver=self._guarded, probe=terms.probe
+            terms.clock, terms.timeout, deliver=self._guarded, probe=terms.probe
         )
+        self._asking = False  # for topics: from then on each is asked for when it comes
+        self._refused: dict[Topic, None] = {}  # to be asked for again
+        self._asks_again = False
+        self._beside: set[Deferred[None]] = set()  # what runs while the subscription lasts
         self._probing = False
         self._held_back = False
         self._subscribed_at: float | None = None
@@ -86,6 +88,18 @@ class Attempt:
         if self._subscribed_at is not None:
             self._subscriber.hold_back(holding)
 
+    def follow(self, topic: Topic) -> bool:
+        """Ask for one more topic; return False where it is too early, and it will be asked for with all."""
+        if self._asking:
+            self._run_beside(self._confirm([topic]))
+        return self._asking
+
+    def leave(self, topic: Topic) -> None:
+        """Ask for a topic no more."""
+        self._refused.pop(topic, None)
+        if self._asking:
+            self._run_beside(self._unsubscribe(topic))
+
     async def run(self) -> SourceError:
         """Return why the server does not serve, or does no longer."""
         serving = Deferred.fromCoroutine(self._serve())
@@ -108,28 +122,26 @@ class Attempt:
         await subscriber.open(self._node, terms.redis)
         await terms.route.check(subscriber, self._node)
         remark = await terms.buffer_limit.look(subscriber, self._node.name)
-        self._probing, *confirmed = await self._subscribe()
-        self._subscribed_at = terms.clock.seconds()
-        terms.account.subscribed(self._node.name, list(compress(terms.topics, confirmed)), remark)
-        subscriber.keep_alive(terms.ping)
-        if self._held_back:
-            subscriber.hold_back(True)
-        refused = [topic for topic, good in zip(terms.topics, confirmed, strict=True) if not good]
-        beside = [self._beside(self._ask_again(refused))]
-        if self._probing and terms.probe:
-            beside.append(self._beside(terms.probe.watch(lambda: subscriber.proven_at or 0.0)))
         try:
+            await self._subscribe()
+            self._subscribed_at = terms.clock.seconds()
+            terms.account.subscribed(self._node.name, remark)
+            subscriber.keep_alive(terms.ping)
+            if self._held_back:
+                subscriber.hold_back(True)
+            if self._probing and terms.probe:
+                self._run_beside(terms.probe.watch(lambda: subscriber.proven_at or 0.0))
             return await subscriber.lost
         finally:
-            for task in beside:
+            for task in tuple(self._beside):
                 task.cancel()
 
-    async def _subscribe(self) -> list[bool]:
-        """Ask for all at once, by a command each; return what is allowed: the probe, then the topics."""
+    async def _subscribe(self) -> None:
+        """Ask for the probe, and for all topics at once, by a command each; return once all is answered."""
+        self._asking = True
         probing = Deferred.fromCoroutine(self._confirm_probe())
-        confirming = Deferred.fromCoroutine(self._confirm(self._terms.topics))
-        provable, confirmed = await _all([probing, confirming])
-        return [provable, *confirmed]
+        confirming = Deferred.fromCoroutine(self._confirm(list(self._terms.account.followed)))
+        self._probing, _ = await _all([probing, confirming])
 
     async def _confirm_probe(self) -> bool:
         """Subscribe to the probe, if there is one; return whether that is allowed."""
@@ -142,16 +154,28 @@ class Attempt:
         probe.begin(self._terms.account.lossy)
         return True
 
-    async def _confirm(self, topics: Sequence[Topic]) -> list[bool]:
-        """Subscribe to topics; return which are allowed."""
+    async def _confirm(self, topics: Sequence[Topic]) -> None:
+        """Subscribe to topics; those that are refused are asked for again."""
         refusals = await _all([Deferred.fromCoroutine(self._confirm_one(topic)) for topic in topics])
-        if refused := [topic for topic, refusal in zip(topics, refusals, strict=True) if refusal]:
-            failure = next(filter(None, refusals))
-            self._terms.account.refused(self._node.name, refused, failure, self._missing_since)
-        return [refusal is None for refusal in refusals]
+        refused = {
+            topic: refusal
+            for topic, refusal in zip(topics, refusals, strict=True)
+            if refusal and topic in self._terms.account.followed
+        }
+        if refused:
+            self._refused.update(dict.fromkeys(refused))
+            self._terms.account.refused(self._node.name, refused, self._missing_since)
+            if not self._asks_again:
+                self._asks_again = True
+                self._run_beside(self._ask_again())
 
     async def _confirm_one(self, topic: Topic) -> SourceError | None:
+        """Subscribe to a topic; return why Redis forbids that. What comes too late counts for nothing."""
+        followed = self._terms.account.followed
+        asked_for = followed[topic]
         refusal = await self._refusal(topic)
+        if followed.get(topic) is not asked_for:  # it has been left, and perhaps asked for anew
+            return None
         if refusal is None:
             self._terms.account.confirmed(topic)
         return refusal
@@ -166,17 +190,24 @@ class Attempt:
             raise
         return None
 
-    async def _ask_again(self, refused: Sequence[Topic]) -> None:
-        while refused:
+    async def _ask_again(self) -> None:
+        await deferLater(self._terms.clock, ASK_AGAIN_SECONDS)
+        while self._held_back:  # the answer would be late, behind what is not read
             await deferLater(self._terms.clock, ASK_AGAIN_SECONDS)
-            if self._held_back:
-                continue  # the answer would be late, behind what is not read
-            confirmed = await self._confirm(refused)
-            if any(confirmed):
-                self._terms.account.subscribed(self._node.name, list(compress(refused, confirmed)))
-            refused = [topic for topic, good in zip(refused, confirmed, strict=True) if not good]
+        self._asks_again = False
+        refused, self._refused = self._refused, {}
+        await self._confirm(list(refused))
+        self._terms.account.allowed(self._node.name)
 
-    def _beside(self, task: Coroutine[Any, Any, None]) -> Deferred[None]:
+    async def _unsubscribe(self, topic: Topic) -> None:
+        try:
+            await self._subscriber.unsubscribe_from(topic)
+        except SourceError as failure:
+            if not failure.is_forbidden:
+                raise
+            self._terms.account.not_left(self._node.name, failure)
+
+    def _run_beside(self, task: Coroutine[Any, Any, None]) -> None:
         """Run something while the subscription lasts; a failure of it ends that."""
 
         def failed(failure: Failure) -> None:
@@ -188,7 +219,9 @@ class Attempt:
             self._log.failure("Following {node} failed", failure=failure, node=self._node.name)
             self._subscriber.give_up(Reason.PROTOCOL, one_line(failure.value))
 
-        return Deferred.fromCoroutine(task).addErrback(failed)
+        running = Deferred.fromCoroutine(task).addErrback(failed)
+        self._beside.add(running)
+        running.addBoth(lambda _: self._beside.discard(running))
 
     def _guarded(self, batch: Batch) -> None:
         """Deliver; an exception must not end the connection and lose what else the read brought."""

@@ -126,6 +126,11 @@ class RedisConnection(SubscriberProtocol):
             user = () if access.username is None else (access.username,)
             await self.ask("AUTH", b"AUTH", *user, access.password)
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is lost, or has been given up."""
+        return self._why is not None
+
     def _no_connection(self) -> None:
         raise SourceError(Reason.CONNECT, f"no connection within {self._timeout:g} s")
 

@@ -16,12 +16,14 @@ from pushd.message import Kind, Topic
 from pushd.metrics import Metrics
 from pushd.redis_urls import Cluster, Embedded, Redis, Sentinel
 from pushd.settings import Settings
+from pushd.sources.account import Account
 from pushd.sources.attempt import Terms
 from pushd.sources.buffer_limit import BufferLimit
 from pushd.sources.cluster import AnyNodeRoute, ClusterNodes, SlotRoute, channel_in, slot_of
 from pushd.sources.connection import Node, SourceError, connector, unix_endpoint
 from pushd.sources.outages import Listener, Outages
 from pushd.sources.probe import Probe
+from pushd.sources.publisher import Publisher
 from pushd.sources.redis import RedisSource
 from pushd.sources.routes import Route
 from pushd.sources.sentinel import SentinelRoute
@@ -39,7 +41,7 @@ SENTINEL_DELAY_SECONDS = 0.5
 class Share:
     """Topics that one subscription can serve, and the ways there: one for it, and one for its probe."""
 
-    topics: list[Topic]
+    topics: list[Topic]  # from the start
     route: Route
     probe_route: Route
     probe: Topic
@@ -47,16 +49,26 @@ class Share:
 
 
 class RedisSources(MultiService):
-    """All sources of one deployment, which are held back together."""
+    """All sources of one deployment, which are held back together.
+
+    With control, channels and patterns can come and go, and be published to.
+    """
 
     def __init__(self, outages: Outages) -> None:
         super().__init__()
         self._outages = outages
+        self._ordinary: RedisSource | None = None
+        self._publisher: Publisher | None = None
+
+    def control(self, ordinary: RedisSource, publisher: Publisher) -> None:
+        """Have what comes and goes followed by one of the sources."""
+        self._ordinary = ordinary
+        self._publisher = publisher
 
     @property
     def descriptors(self) -> int:
-        """How many connections they may need at a time, probes included."""
-        return 2 * len(list(self))
+        """How many connections they may need at a time: each its own and its probe's, and the publisher's."""
+        return 2 * len(list(self)) + (self._publisher is not None)
 
     def pauseProducing(self) -> None:
         """Read no more for now."""
@@ -70,34 +82,37 @@ class RedisSources(MultiService):
 
     def follow(self, topic: Topic, since: float | None = None) -> None:
         """Begin to follow a channel or pattern that is not followed; what was published since is missing."""
-        raise NotImplementedError
+        assert self._ordinary is not None
+        self._ordinary.follow(topic, since)
 
     def leave(self, topic: Topic) -> float:
         """End to follow a topic; return the time of the clock up to which nothing is missing.
 
         What is still on its way is delivered.
         """
-        raise NotImplementedError
+        assert self._ordinary is not None
+        return self._ordinary.leave(topic)
 
     def publish(self, channel: bytes, payload: bytes) -> Deferred[int]:
         """Publish as a service would; return how many Redis has sent it to.
 
         Fails with SourceError, or PublisherBusy. Nothing is sent twice.
         """
-        raise NotImplementedError
+        assert self._publisher is not None
+        return self._publisher.publish(channel, payload)
 
     def stopService(self) -> Deferred[None]:
         """Leave Redis, and close the account."""
         self._outages.close()
+        if self._publisher is not None:
+            self._publisher.stop()
         return maybeDeferred(super().stopService)
 
 
 def redis_sources(
     settings: Settings, deliver: Deliver, listener: Listener, *, control: bool, reactor: Any, metrics: Metrics
 ) -> RedisSources:
-    """Return what follows the topics of the settings at Redis, and those that it is told to while it runs.
-
-    With control there is a source for these even where the settings name no topic that it could serve.
+    """Return what follows the topics of the settings at Redis, and with control others that come and go.
 
     Raises SettingsError where --redis-ca holds no certificate, or a host can have none.
     """
@@ -106,24 +121,26 @@ def redis_sources(
     outages = Outages(listener, clock=reactor, wall=time.time, metrics=metrics, debug=settings.debug)
     sources = RedisSources(outages)
     try:
-        all_shares = list(shares(settings, reactor))
+        all_shares = list(shares(settings, reactor, control=control))
     except SourceError as error:
         raise SettingsError(f"--redis: {error}; allowed: a host that a certificate can name") from None
     for share in all_shares:
         terms = Terms(
-            topics=share.topics,
             deliver=deliver,
             redis=redis,
             route=share.route,
             probe=_probe(settings, share, reactor, metrics),
-            account=outages.account(share.topics),
+            account=Account(share.topics, outages, listener, reactor),
             buffer_limit=BufferLimit(),
             clock=reactor,
             ping=settings.redis_ping,
             timeout=settings.redis_timeout,
             retry_delay=_retry_delay(share.longest_delay),
         )
-        RedisSource(terms).setServiceParent(sources)
+        source = RedisSource(terms)
+        source.setServiceParent(sources)
+        if control and share.probe.kind is Kind.CHANNEL:
+            sources.control(source, _publisher(settings, share, reactor))
     return sources
 
 
@@ -150,8 +167,16 @@ def _probe(settings: Settings, share: Share, reactor: Any, metrics: Metrics) -> 
     )
 
 
-def shares(settings: Settings, reactor: Any) -> Iterator[Share]:
-    """Return how the topics of the settings are shared out among subscriptions."""
+def _publisher(settings: Settings, share: Share, reactor: Any) -> Publisher:
+    assert not isinstance(settings.source, Embedded)
+    return Publisher(share.probe_route, settings.source, clock=reactor, timeout=settings.redis_timeout)
+
+
+def shares(settings: Settings, reactor: Any, *, control: bool) -> Iterator[Share]:
+    """Return how the topics of the settings are shared out among subscriptions.
+
+    With control there is one for channels and patterns even where the settings name none.
+    """
     redis = settings.source
     assert not isinstance(redis, Embedded)
     timeout = settings.redis_timeout
@@ -167,7 +192,8 @@ def shares(settings: Settings, reactor: Any) -> Iterator[Share]:
             nodes = ClusterNodes(redis.addresses, connect)
             for address in redis.addresses:
                 nodes.node(address)  # or it is refused
-            if ordinary := [topic for topic in topics if topic.kind is not Kind.SHARD]:
+            ordinary = [topic for topic in topics if topic.kind is not Kind.SHARD]
+            if ordinary or control:
                 any_node = AnyNodeRoute(nodes)
                 yield Share(ordinary, any_node, AnyNodeRoute(nodes, turn=1, beside=any_node), Topic(prefix))
             for slot, shards in _by_slot(topics).items():

@@ -141,8 +141,9 @@ class BrokerFactory(Factory):
     """Makes the broker's end of each connection; as a source it is never down.
 
     `deliver` gets what was published to topics that are followed, `topics` from the start: one batch for each
-    topic and each read from a client, before that client sees an answer. A PUBLISH is answered with its number
-    of receivers, of which each topic here that its channel matches is one. Closing the port closes its connections.
+    topic and each read from a client, before that client sees an answer. A PUBLISH is answered with its
+    number of receivers, of which each topic here that its channel matches is one. Closing the port closes its
+    connections.
     """
 
     noisy = False

@@ -34,6 +34,17 @@ class Listener(Protocol):
         """Take note that Redis forbids a topic, each time it does; it is asked for again until it is left."""
 
 
+class Follower(Protocol):
+    """What outages need to know of one source."""
+
+    has_fixed: bool
+    """Whether it follows topics that the log names even where none of them is to be had."""
+
+    @property
+    def subscribed_to(self) -> Sequence[Topic]:
+        """The topics of which all messages come."""
+
+
 def gap_until_now(since: float, clock: IReactorTime, wall: Callable[[], float]) -> SourceGap:
     """Return a gap from a time of the clock until now, as people tell the time."""
     until = wall()
@@ -62,23 +73,19 @@ class Outages:
         self._wall = wall
         self._metrics = metrics
         self._debug = debug
-        self._down: set[Account] = set()
+        self._down: set[Follower] = set()
         self._since = 0.0  # of the outage that is under way: nothing is missing until then
         self._noticed = self._mentioned = 0.0
         self._attempts = 0
         self._reasons: set[Reason] = set()
-        self._returned: dict[Topic, None] = {}  # a set that keeps its order
+        self._returned: dict[Follower, None] = {}  # a set that keeps its order
         self._counted_until = 0.0  # so that no second counts twice
-
-    def account(self, topics: Sequence[Topic]) -> "Account":
-        """Return the account of one source."""
-        return Account(topics, self, self._clock.seconds())
 
     def gap(self, topic: Topic, since: float) -> None:
         """Record that some of a topic may be missing, from a time until now."""
         self._listener.interrupt(topic, gap_until_now(since, self._clock, self._wall))
 
-    def failed(self, account: "Account", where: str, failure: SourceError, since: float) -> None:
+    def failed(self, account: Follower, where: str, failure: SourceError, since: float) -> None:
         """Note that an attempt of a source has failed, or that its subscription has ended."""
         now = self._clock.seconds()
         self._metrics.reconnects[failure.reason] += 1
@@ -128,21 +135,41 @@ class Outages:
             failure=failure,
         )
 
-    def subscribed(
-        self, account: "Account", where: str, topics: Sequence[Topic], since: float | None, remark: str
-    ) -> None:
-        """Note that a source has some topics, which may lack something since a time; say so if all have."""
+    def not_left(self, where: str, failure: SourceError) -> None:
+        """Say that Redis forbids to end subscriptions."""
+        self._log.warn(
+            "{where} goes on to send what nobody wants any more ({failure}): allow +unsubscribe and"
+            " +punsubscribe",
+            where=where,
+            failure=failure,
+        )
+
+    def subscribed(self, account: Follower, where: str, since: float | None, remark: str) -> None:
+        """Note that a source has all that it may have, where nothing is missing up to a time.
+
+        Say so, once all sources have.
+        """
+        accounts = [account]
         if account in self._down:
             self._down.remove(account)
-            self._returned.update(dict.fromkeys(topics))
+            self._returned[account] = None
             if self._down:
                 return
-            topics, since = list(self._returned), self._since
+            accounts, since = list(self._returned), self._since
             self._returned.clear()
         if since is not None:
             self._count(since)
-        if not topics:
-            return  # all are refused, which has been said
+        if topics := [topic for each in accounts for topic in each.subscribed_to]:
+            self._say_subscribed(where, topics, since, remark)
+        elif not any(each.has_fixed for each in accounts):  # or all are refused, which has been said
+            self._say_connected(where, since, remark)
+
+    def allowed(self, where: str, topics: Sequence[Topic], since: float) -> None:
+        """Note that Redis refuses some topics no more, of which something may be missing since a time."""
+        self._count(since)
+        self._say_subscribed(where, topics, since, "")
+
+    def _say_subscribed(self, where: str, topics: Sequence[Topic], since: float | None, remark: str) -> None:
         if since is None:
             self._log.info("Subscribed to {names} at {where}", names=_named(topics), where=where)
             return
@@ -158,6 +185,18 @@ class Outages:
             remark=remark,
         )
 
+    def _say_connected(self, where: str, since: float | None, remark: str) -> None:
+        """Say what there is to say where nothing is followed."""
+        if since is None:
+            self._log.info("Connected to {where}", where=where)
+            return
+        self._log.info(
+            "Connected to {where} again, after {seconds:.1f} s{remark}",
+            where=where,
+            seconds=self._clock.seconds() - since,
+            remark=remark,
+        )
+
     def close(self) -> None:
         """Bring the count of seconds up to date at the end."""
         if self._down:
@@ -168,57 +207,6 @@ class Outages:
         now = self._clock.seconds()
         self._metrics.unsubscribed_seconds += max(0.0, now - max(since, self._counted_until))
         self._counted_until = now
-
-
-class Account:
-    """What one source has of its topics. A first subscription that comes about at once ends no outage."""
-
-    def __init__(self, topics: Sequence[Topic], outages: Outages, begun: float) -> None:
-        self._topics = topics
-        self._outages = outages
-        self._begun = begun
-        self._known: set[Topic] = set()  # which have been confirmed once
-        self._missing: dict[Topic, float] = {}  # since when; not those that have never been tried
-        self._refused: set[Topic] = set()
-        self._ended: list[float] = []  # since when those were missing that have just been confirmed
-
-    def failed(self, where: str, failure: SourceError, since: float) -> None:
-        """Note that there is no subscription, for any topic; nothing is missing up to a time."""
-        self._miss(self._topics, since)
-        self._ended.clear()
-        self._outages.failed(self, where, failure, since)
-
-    def refused(self, where: str, topics: Sequence[Topic], failure: SourceError, since: float) -> None:
-        """Note that Redis refuses some topics."""
-        self._miss(topics, since)
-        if new := [topic for topic in topics if topic not in self._refused]:
-            self._refused.update(new)
-            self._outages.refused(where, new, failure)
-
-    def confirmed(self, topic: Topic) -> None:
-        """Note that messages of a topic come, from now on."""
-        self._known.add(topic)
-        self._refused.discard(topic)
-        if (since := self._missing.pop(topic, None)) is not None:
-            self._ended.append(since)
-            self._outages.gap(topic, since)
-
-    def subscribed(self, where: str, topics: Sequence[Topic], remark: str = "") -> None:
-        """Note that these topics have just been confirmed, and that none is waited for any more."""
-        since = min(self._ended, default=None)
-        self._ended.clear()
-        self._outages.subscribed(self, where, topics, since, remark)
-
-    def _miss(self, topics: Sequence[Topic], since: float) -> None:
-        for topic in topics:
-            self._missing.setdefault(topic, since if topic in self._known else self._begun)
-
-    def lossy(self, since: float) -> None:
-        """Note that something was lost since a time, although the subscription lasts."""
-        self._outages.lossy(self._topics, since)
-        for topic in self._topics:
-            if topic not in self._missing:
-                self._outages.gap(topic, since)
 
 
 def _named(topics: Sequence[Topic]) -> str:

@@ -6,13 +6,14 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from pushd.errors import one_line
+from pushd.message import Topic
 from pushd.metrics import Reason
 from pushd.sources.attempt import Attempt, Terms
 from pushd.sources.connection import Node, SourceError
 
 
 class RedisSource(Service):
-    """Keeps a subscription to some topics at the server that a route leads to, for ever.
+    """Keeps a subscription to topics, which may come and go, at the server that a route leads to, for ever.
 
     Between what comes before and after an interruption each topic gets a source gap. A topic that Redis
     refuses (NOPERM) is asked for again, and does not disturb the others.
@@ -43,6 +44,21 @@ class RedisSource(Service):
             self._running.cancel()
             self._terms.route.stop()
 
+    def follow(self, topic: Topic, since: float | None = None) -> None:
+        """Begin to follow a topic that is not followed; what was published since a time is missing."""
+        self._terms.account.follow(topic, since)
+        if self._attempt is None or not self._attempt.follow(topic):
+            self._terms.account.lost([topic], self._proven_at)
+
+    def leave(self, topic: Topic) -> float:
+        """End to follow a topic; return up to when nothing of it is missing."""
+        proven_at = self._proven_at
+        if self._attempt is not None:
+            if self._attempt.proven_at is not None:
+                proven_at = self._attempt.proven_at
+            self._attempt.leave(topic)
+        return self._terms.account.leave(topic, proven_at)
+
     def pauseProducing(self) -> None:
         """Read no more from Redis for now."""
         self._hold_back(True)
@@ -69,9 +85,9 @@ class RedisSource(Service):
         try:
             node = await self._terms.route.find()
             where = node.name
-            self._attempt = Attempt(node, self._terms, self._proven_at)
-            self._attempt.hold_back(self._held_back)
-            return self._ended(node, self._attempt, await self._attempt.run())
+            attempt = Attempt(node, self._terms, self._proven_at)
+            attempt.hold_back(self._held_back)
+            return self._ended(node, attempt, await self._run(attempt))
         except SourceError as failure:
             self._terms.route.advance()
             self._terms.account.failed(where, failure, self._proven_at)
@@ -82,9 +98,15 @@ class RedisSource(Service):
             self._log.failure("Following {where} failed", where=where)
             self._terms.route.advance()
             self._terms.account.failed(where, SourceError(Reason.PROTOCOL, one_line(error)), self._proven_at)
+        return False
+
+    async def _run(self, attempt: Attempt) -> SourceError:
+        """Return why an attempt has ended; until then topics that come and go concern it."""
+        self._attempt = attempt
+        try:
+            return await attempt.run()
         finally:
             self._attempt = None
-        return False
 
     def _ended(self, node: Node, attempt: Attempt, failure: SourceError) -> bool:
         """Take note of why an attempt has ended; return whether it has been sent on to another server."""
@@ -97,4 +119,6 @@ class RedisSource(Service):
             self._proven_at = attempt.proven_at
         if attempt.proven_at is not None or not redirected:  # to be sent on alone is no failure
             self._terms.account.failed(node.name, failure, self._proven_at)
+        else:
+            self._terms.account.sent_on(self._proven_at)
         return redirected

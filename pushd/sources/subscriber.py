@@ -1,5 +1,6 @@
 """A subscribed connection to Redis: confirms topic by topic, hands on messages, and notices a dead peer."""
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
@@ -16,6 +17,7 @@ PROBE_PREFIX = b"pushd:probe:"
 """How the channels begin that pushd publishes to, to prove delivery. Their messages reach no client."""
 
 SUBSCRIBE: Final = {Kind.CHANNEL: b"SUBSCRIBE", Kind.PATTERN: b"PSUBSCRIBE", Kind.SHARD: b"SSUBSCRIBE"}
+UNSUBSCRIBE: Final = {Kind.CHANNEL: b"UNSUBSCRIBE", Kind.PATTERN: b"PUNSUBSCRIBE"}
 
 Deliver = Callable[[Batch], None]
 """Takes over what one read brought for one topic; raises nothing."""
@@ -45,6 +47,27 @@ class _Payloads(dict[bytes, list[bytes]]):
         return payloads
 
 
+class _Read:
+    """What one read brings, by kind and name, until it is taken."""
+
+    def __init__(self, topics: Mapping[Kind, Mapping[bytes, Topic]]) -> None:
+        self.channels = _Payloads(topics[Kind.CHANNEL])
+        self.patterns = _Payloads(topics[Kind.PATTERN])
+        self.shards = _Payloads(topics[Kind.SHARD])
+        self.origins: defaultdict[bytes, list[bytes]] = defaultdict(list)  # channels, by pattern
+
+    def take(self) -> list[Batch]:
+        """Return what has come since the last time."""
+        batches = [
+            Batch(payloads.topics[name], messages, self.origins[name] if payloads is self.patterns else ())
+            for payloads in (self.channels, self.patterns, self.shards)
+            for name, messages in payloads.items()
+        ]
+        for names in (self.channels, self.patterns, self.shards, self.origins):
+            names.clear()
+        return batches
+
+
 class RedisSubscriber(RedisConnection):
     """What one read brings is delivered as one batch for each topic, bytes exact, in order.
 
@@ -57,35 +80,51 @@ class RedisSubscriber(RedisConnection):
         clock: IReactorTime,
         timeout: float,
         *,
-        topics: Sequence[Topic],
         deliver: Deliver,
         probe: ProbeListener | None,
     ) -> None:
         super().__init__(clock, timeout)
         self._deliver = deliver
-        # Up to then nothing is missing, as an answer proves; None before the first topic is confirmed.
+        # Up to then nothing is missing, as an answer proves; None before there is a subscription.
         self.proven_at: float | None = None
         self._probe = probe
-        self._topics: dict[Kind, dict[bytes, Topic]] = {kind: {} for kind in Kind}
-        for topic in (*topics, *([probe.topic] if probe else [])):
-            self._topics[topic.kind][topic.name] = topic
+        self._topics: dict[Kind, dict[bytes, Topic]] = {kind: {} for kind in Kind}  # whose messages may come
+        self._leaving: dict[Topic, object] = {}  # not asked for again since; a token of the last UNSUBSCRIBE
         self._pings: LoopingCall | None = None
         self._deadline: IDelayedCall | None = None  # of the ping that waits for its answer
         self._held_back = False
 
     async def subscribe_to(self, topic: Topic) -> None:
         """Return once Redis has confirmed one topic; raises SourceError."""
-        command, asked_at = SUBSCRIBE[topic.kind], self._clock.seconds()
-        if self._pings is None:
-            answer = await self.ask(f"{command.decode()} {topic}", command, topic.name)
-        else:  # it may be behind many messages; the pings watch that it comes
-            answer = await self.wait_for(command, topic.name)
+        self._topics[topic.kind][topic.name] = topic
+        self._leaving.pop(topic, None)
+        await self._change(SUBSCRIBE[topic.kind], topic)
+
+    async def unsubscribe_from(self, topic: Topic) -> None:
+        """Return once Redis has confirmed that a topic has been left; raises SourceError.
+
+        Until then its messages come.
+        """
+        self._leaving[topic] = this = object()
+        await self._change(UNSUBSCRIBE[topic.kind], topic)
+        if self._leaving.get(topic) is this:
+            del self._leaving[topic], self._topics[topic.kind][topic.name]
+
+    async def _change(self, command: bytes, topic: Topic) -> None:
+        """Ask for a change that Redis confirms by repeating it; that it comes is watched over all such."""
+        asked_at = self._clock.seconds()
+        if self._pings is None and self._deadline is None:
+            self._expect_life(f"{command.decode()} {topic}", asked_at)
+        answer = await self.wait_for(command, topic.name)
         if not isinstance(answer, list) or answer[:2] != [command.lower(), topic.name]:
             raise SourceError(Reason.PROTOCOL, f"protocol error: {topic} is not what was confirmed")
         self.proven_at = asked_at
 
     def keep_alive(self, seconds: float) -> None:
-        """Ask for a sign of life every so often. While the connection lasts."""
+        """Ask for a sign of life every so often, from when all that is subscribed to has been confirmed."""
+        self._expect_nothing()
+        if self.proven_at is None:  # nothing is subscribed to of which something could be missing
+            self.proven_at = self._clock.seconds()
         self._pings = LoopingCall(self._ping)
         self._pings.clock = self._clock
         self._pings.start(seconds, now=False)
@@ -104,7 +143,7 @@ class RedisSubscriber(RedisConnection):
             self.execute_command("PING").addCallbacks(
                 self._ponged, self._no_pong, (asked_at,), None, (asked_at,)
             )
-            self._expect_life(asked_at)
+            self._expect_life("PING", asked_at)
 
     def _ponged(self, answer: object, asked_at: float) -> None:
         self._expect_nothing()
@@ -118,30 +157,30 @@ class RedisSubscriber(RedisConnection):
             self._expect_nothing()
             self.proven_at = asked_at
 
-    def _expect_life(self, since: float) -> None:
-        self._deadline = self._clock.callLater(self._timeout, self._overdue, since)
+    def _expect_life(self, asked: str, since: float) -> None:
+        self._deadline = self._clock.callLater(self._timeout, self._overdue, asked, since)
 
     def _expect_nothing(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
 
-    def _overdue(self, since: float) -> None:
+    def _overdue(self, asked: str, since: float) -> None:
         # What has come while this process itself did not run is read in the next turn.
-        self._deadline = self._clock.callLater(0, self._truly_overdue, since)
+        self._deadline = self._clock.callLater(0, self._truly_overdue, asked, since)
 
-    def _truly_overdue(self, since: float) -> None:
+    def _truly_overdue(self, asked: str, since: float) -> None:
         if self._held_back or self.heard_at > since:
-            # The answer is behind messages that have still to be read.
-            self._expect_life(self._clock.seconds())
+            # The answer is behind messages, or other answers, that have still to be read.
+            self._expect_life(asked, self._clock.seconds())
             return
         self._deadline = None
-        self.give_up(Reason.TIMEOUT, f"no answer to PING within {self._timeout:g} s")
+        self.give_up(Reason.TIMEOUT, f"no answer to {asked} within {self._timeout:g} s")
 
     def _read_replies(self) -> bool:
-        channels = _Payloads(self._topics[Kind.CHANNEL])
-        patterns = _Payloads(self._topics[Kind.PATTERN])
-        shards = _Payloads(self._topics[Kind.SHARD])
+        read = _Read(self._topics)
+        channels, patterns, shards = read.channels, read.patterns, read.shards
+        names: dict[bytes, bytes] = {}  # so that equal ones are kept once
         some = False
         try:
             while (reply := self._parser.gets()) is not False:
@@ -155,6 +194,7 @@ class RedisSubscriber(RedisConnection):
                     ):
                         if not channel.startswith(PROBE_PREFIX):
                             patterns[name].append(payload)
+                            read.origins[name].append(names.setdefault(channel, channel))
                     case [b"smessage", name, payload] if type(name) is bytes and type(payload) is bytes:
                         shards[name].append(payload)
                     case [b"message" | b"pmessage" | b"smessage", *_]:
@@ -162,21 +202,21 @@ class RedisSubscriber(RedisConnection):
                     case [b"sunsubscribe", _, int()]:
                         self.give_up(Reason.MOVED, "its slot has moved to another node")
                     case _:
+                        # What is told of a topic is told behind the messages that came before.
+                        self._hand_on(read.take())
                         if not self._answered(reply):
                             break
         finally:
-            for payloads in (channels, patterns, shards):
-                self._hand_on(payloads)
+            self._hand_on(read.take())
         return some
 
-    def _hand_on(self, brought: "_Payloads") -> None:
-        for name, payloads in brought.items():
-            topic = brought.topics[name]
-            if self._probe and topic == self._probe.topic:
-                for payload in payloads:
+    def _hand_on(self, batches: Sequence[Batch]) -> None:
+        for batch in batches:
+            if self._probe and batch.topic == self._probe.topic:
+                for payload in batch.payloads:
                     self._probe.heard(payload)
             else:
-                self._deliver(Batch(topic, payloads))
+                self._deliver(batch)
 
     def connectionLost(self, why: Failure) -> None:
         """End with the connection what belongs to it."""
