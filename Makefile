@@ -8,7 +8,7 @@ run: .venv/installed
 	$(BIN)/twistd -n pushd --port 8888 --channel updates --redis embedded
 
 # The pure and core floors: their tests take every branch.
-FLOORS := pushd/session.py,pushd/channels.py,pushd/clock.py,pushd/commands.py,pushd/events.py,pushd/positions.py,pushd/permissions.py,pushd/subscription.py,pushd/hub.py,pushd/chunks.py,pushd/tokens.py,pushd/log.py,pushd/encoders.py,pushd/settings.py,pushd/redis_urls.py,pushd/metrics.py,pushd/patterns.py,pushd/sockets.py,pushd/message.py,pushd/errors.py
+FLOORS := pushd/session.py,pushd/reports.py,pushd/identity.py,pushd/rate.py,pushd/resume.py,pushd/channels.py,pushd/clock.py,pushd/commands.py,pushd/events.py,pushd/positions.py,pushd/permissions.py,pushd/subscription.py,pushd/hub.py,pushd/chunks.py,pushd/tokens.py,pushd/log.py,pushd/encoders.py,pushd/settings.py,pushd/redis_urls.py,pushd/metrics.py,pushd/patterns.py,pushd/sockets.py,pushd/message.py,pushd/errors.py
 
 # Two files at a time: most tests wait more than they work.
 test: .venv/tested

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from pushd.events import named, told
 from pushd.message import Kind, Topic
 from pushd.settings import SlowPolicy
 
@@ -28,12 +29,18 @@ USAGE: Final = {
 
 
 class CommandError(Exception):
-    """Why a line is no command, or one that cannot be done: a code, a text for people, and the command."""
+    """Why a line is no command, or one that cannot be done: a code, and a text for people.
 
-    def __init__(self, code: str, message: str, command: str | None = None) -> None:
+    Where they are known, the command's name, and as members of an event which topic it is about.
+    """
+
+    def __init__(
+        self, code: str, message: str, command: str | None = None, about: dict[str, str] | None = None
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.command = command
+        self.about = about or {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +121,13 @@ def name_of(command: Command) -> str:
 
 def failed(command: Command, code: str, message: str) -> CommandError:
     """Return why a command cannot be done."""
-    return CommandError(code, message, name_of(command))
+    about: dict[str, str] = {}
+    match command:
+        case Subscribe(topic) | Unsubscribe(topic):
+            about = named(topic)
+        case Publish(channel):
+            about = told("channel", channel)
+    return CommandError(code, message, name_of(command), about)
 
 
 def parse(line: bytes) -> Command | None:

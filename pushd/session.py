@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from pushd import reports
 from pushd.channels import Channels, TooManyChannelsError
 from pushd.clock import Clock, Timer
 from pushd.commands import (
@@ -26,22 +27,18 @@ from pushd.commands import (
 from pushd.encoders import Events, encode_gap
 from pushd.events import event, named, show_time, told
 from pushd.hub import Hub
+from pushd.identity import Identity, Verifier
 from pushd.message import Topic
 from pushd.permissions import Permissions
 from pushd.positions import show_id
+from pushd.rate import BURST_SECONDS, RateLimit
 from pushd.resume import Start, start_in
 from pushd.settings import SlowPolicy
-from pushd.subscription import Outlet, Subscription
-from pushd.tokens import Grant, TokenError
+from pushd.subscription import Feed, Outlet, Subscription
+from pushd.tokens import TokenError
 
 VERSION = 1
 """Of the protocol: it changes when clients that follow the document would no longer understand."""
-
-BURST_SECONDS = 10.0
-"""A client that was quiet for so long may send the commands of that time at once."""
-
-LONGEST_TIMER = 24 * 3600.0
-"""Tokens may be good for thousands of years; timers are not."""
 
 
 class Connection(Outlet, Protocol):
@@ -59,13 +56,6 @@ class Publisher(Protocol):
 
     def __call__(self, command: Publish, answer: Callable[[int | CommandError], None], /) -> None:
         """Publish, and answer with the number of receivers, or why there is none, in the order of calls."""
-
-
-class Verifier(Protocol):
-    """Knows good tokens from bad ones."""
-
-    def verify(self, token: str) -> Grant:
-        """Return what a token grants; raises TokenError."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,40 +97,41 @@ class Session:
         self._channels = channels
         self._publish_upstream = publish
         self._clock = clock
-        self._wall = wall
         self._close = close
-        self._grant: Grant | None = None
+        self._identity = Identity(
+            terms.bounds, terms.tokens, clock=clock, wall=wall, ended=self._identity_ended
+        )
+        self._rate = RateLimit(terms.command_rate, clock.seconds())
         self._asked: dict[Topic, Subscribe] = {}
         self._subscriptions: dict[Topic, Subscription] = {}
-        self._has_ended = False
-        self._deadline: Timer | None = None  # to say who one is, at first or again
         self._heartbeat: Timer | None = None
-        self._allowance = terms.command_rate * BURST_SECONDS
-        self._counted_at = clock.seconds()
+        self._has_ended = False
 
     @property
     def is_stranger(self) -> bool:
         """Whether the client has still to say who it is."""
-        return self._terms.tokens is not None and self._grant is None
+        return self._identity.is_stranger
 
     def begin(self) -> None:
         """Welcome the client."""
+        heartbeat = self._terms.heartbeat
         self._tell(
             "welcome",
             version=VERSION,
             epoch=self._hub.epoch,
-            heartbeat=_number(self._terms.heartbeat),
+            heartbeat=int(heartbeat) if heartbeat.is_integer() else heartbeat,
             auth="required" if self.is_stranger else "none",
         )
         if self.is_stranger:
-            self._deadline = self._clock.callLater(self._terms.auth_timeout, self._stayed_stranger)
+            self._identity.wait(self._terms.auth_timeout)
         else:
             self._begin_heartbeats()
 
     def received(self, line: bytes) -> None:
         """Take in one line, without its terminator."""
-        if not self._is_within_rate():
-            self.say_error("rate-limited", f"allowed: {self._terms.command_rate:g} commands a second")
+        if not self._rate.allows(self._clock.seconds()):
+            why = f"allowed: {self._rate.per_second:g} commands a second"
+            self.say_error("rate-limited", why, retry_ms=int(1000 * BURST_SECONDS))
             self._close()
             return
         try:
@@ -150,9 +141,9 @@ class Session:
         except CommandError as error:
             self._tell_error(error)
 
-    def say_error(self, code: str, message: str) -> None:
+    def say_error(self, code: str, message: str, **more: object) -> None:
         """Say what is wrong with the connection, which is closed then."""
-        self._tell("error", code=code, message=message, command=None)
+        self._tell("error", code=code, message=message, command=None, **more)
 
     def say_goodbye(self, reason: str, **more: object) -> None:
         """Say why the connection is closed then, which is nobody's mistake."""
@@ -161,11 +152,11 @@ class Session:
     def end(self) -> None:
         """Let go of everything; harmless where it has been called before."""
         self._has_ended = True
-        for timer in (self._deadline, self._heartbeat):
-            if timer is not None:
-                timer.cancel()
-        self._deadline = self._heartbeat = None
-        for topic in [*self._asked, *self._subscriptions]:
+        self._identity.forget()
+        if self._heartbeat is not None:
+            self._heartbeat.cancel()
+            self._heartbeat = None
+        for topic in self._topics:
             self._let_go(topic)
 
     def confirmed(self, topic: Topic) -> None:
@@ -178,22 +169,17 @@ class Session:
         self._subscriptions[topic] = subscription
         self._connection.subscriptions.append(subscription)
         is_up = self._channels.down_since([topic]) is None
-        recovered = {"recovered": start.is_complete and is_up} if isinstance(command.start, From) else {}
-        self._tell(
-            "subscribed",
-            **named(topic),
-            offset=start.place.offset,
-            id=show_id(feed.label, start.place),
-            upstream="up" if is_up else "down",
-            **recovered,
-        )
-        self._tell_missing(topic, feed.label, start)
+        self._connection.reply(_subscribed(feed, command, start, is_up=is_up))
 
     def refused(self, topic: Topic, why: str) -> None:
         """Say that there is no subscription."""
         command = self._asked[topic]
         self._let_go(topic)
         self._tell_error(failed(command, "refused", why))
+
+    @property
+    def _topics(self) -> list[Topic]:
+        return [*self._asked, *self._subscriptions]
 
     def _do(self, command: Command) -> None:
         if self.is_stranger and not isinstance(command, Auth | Ping | Help | Quit):
@@ -210,53 +196,37 @@ class Session:
             case Ping(text):
                 self._tell("pong", data=text)
             case Status():
-                self._tell_status()
+                who = self._connection.peer, self._identity.grant
+                self._connection.reply(reports.status(*who, self._subscriptions, self._channels))
             case Help():
                 self._tell("help", commands=list(USAGE.values()))
             case Quit():
                 self.say_goodbye("quit")
                 self._close()
 
-    def _is_within_rate(self) -> bool:
-        now, rate = self._clock.seconds(), self._terms.command_rate
-        self._allowance += (now - self._counted_at) * rate
-        self._allowance = min(self._allowance, rate * BURST_SECONDS) - 1
-        self._counted_at = now
-        return self._allowance >= 0
-
     def _authenticate(self, command: Auth) -> None:
-        if self._terms.tokens is None:
+        if self._identity.tokens is None:
             raise failed(command, "auth-unused", "no token is asked for here")
         try:
-            grant = self._terms.tokens.verify(command.token)
+            grant = self._identity.tokens.verify(command.token)
         except TokenError as error:
             raise failed(command, error.code, str(error)) from None
-        was_stranger, self._grant = self.is_stranger, grant
-        self._tell("authenticated", name=grant.name, expires=show_time(grant.expires))
-        self._watch_expiry()
-        if was_stranger:
+        if self.is_stranger:
             self._begin_heartbeats()
-        for topic in [*self._asked, *self._subscriptions]:
-            if not self._may_subscribe(topic):
+        self._identity.accept(grant)
+        self._tell("authenticated", name=grant.name, expires=show_time(grant.expires))
+        for topic in self._topics:
+            if not self._identity.may_subscribe(topic):
                 self._take_away(topic)
-
-    def _may_subscribe(self, topic: Topic) -> bool:
-        return all(permissions.may_subscribe(topic) for permissions in self._permissions)
-
-    @property
-    def _permissions(self) -> tuple[Permissions, ...]:
-        bounds = self._terms.bounds
-        return (bounds, self._grant.permissions) if self._grant else (bounds,)
 
     def _subscribe(self, command: Subscribe) -> None:
         topic = self._channels.resolve(command.topic)
-        if not self._may_subscribe(topic):
+        if not self._identity.may_subscribe(topic):
             raise failed(command, "forbidden", f"this client may not subscribe to {_shown(topic)}")
-        if topic in self._asked or topic in self._subscriptions:
+        if topic in self._topics:
             raise failed(command, "already-subscribed", f"there is a subscription to {_shown(topic)}")
-        limit = self._terms.max_subscriptions
-        if len(self._asked) + len(self._subscriptions) >= limit:
-            raise failed(command, "too-many-subscriptions", f"allowed: {limit}")
+        if len(self._topics) >= self._terms.max_subscriptions:
+            raise failed(command, "too-many-subscriptions", f"allowed: {self._terms.max_subscriptions}")
         self._asked[topic] = command
         try:
             self._channels.claim(topic, self)
@@ -266,7 +236,7 @@ class Session:
 
     def _unsubscribe(self, command: Unsubscribe) -> None:
         topic = self._channels.resolve(command.topic)
-        if topic not in self._asked and topic not in self._subscriptions:
+        if topic not in self._topics:
             raise failed(command, "not-subscribed", f"there is no subscription to {_shown(topic)}")
         self._take_away(topic)
 
@@ -287,9 +257,9 @@ class Session:
         self._channels.release(topic, self)
 
     def _publish(self, command: Publish) -> None:
-        shown = told("channel", command.channel)
-        if not all(permissions.may_publish(command.channel) for permissions in self._permissions):
-            raise failed(command, "forbidden", f"this client may not publish to {shown['channel']}")
+        channel = told("channel", command.channel)
+        if not self._identity.may_publish(command.channel):
+            raise failed(command, "forbidden", f"this client may not publish to {channel['channel']}")
 
         def answer(outcome: int | CommandError) -> None:
             if self._has_ended:
@@ -297,7 +267,7 @@ class Session:
             if isinstance(outcome, CommandError):
                 self._tell_error(outcome)
             else:
-                self._tell("published", **shown, receivers=outcome)
+                self._tell("published", **channel, receivers=outcome)
 
         self._publish_upstream(command, answer)
 
@@ -308,70 +278,42 @@ class Session:
 
     def _beat(self) -> None:
         self._heartbeat = self._clock.callLater(self._terms.heartbeat, self._beat)
-        heads: dict[str, dict[str, int]] = {"channel": {}, "pattern": {}}
-        for topic, subscription in self._subscriptions.items():
-            ((kind, name),) = named(topic).items()
-            heads[kind][name] = subscription.feed.log.position(subscription.feed.log.head).offset
-        patterns = {"pattern_offsets": heads["pattern"]} if heads["pattern"] else {}
-        self._tell("heartbeat", **self._upstream(), offsets=heads["channel"], **patterns)
+        self._connection.reply(reports.heartbeat(self._subscriptions, self._channels))
 
-    def _upstream(self) -> dict[str, str]:
-        since = self._channels.down_since(self._subscriptions)
-        return {"upstream": "up"} if since is None else {"upstream": "down", "since": show_time(since)}
-
-    def _tell_status(self) -> None:
-        grant = self._grant
-        who = {"name": grant.name, "expires": show_time(grant.expires)} if grant else {}
-        subscriptions = [
-            {
-                **named(topic),
-                "offset": each.position.offset,
-                "head": each.feed.log.position(each.feed.log.head).offset,
-                "missed": each.missed,
-                "slow": each.policy.value,
-            }
-            for topic, each in self._subscriptions.items()
-        ]
-        self._tell(
-            "status", client=self._connection.peer, **who, **self._upstream(), subscriptions=subscriptions
-        )
-
-    def _tell_missing(self, topic: Topic, label: str, start: Start) -> None:
-        if start.gap:
-            self._connection.reply(encode_gap(named(topic), label, start.gap, "evicted"))
-        if start.is_unknown:
-            self._tell("gap", **named(topic), missed=None, reason="unknown", id=show_id(label, start.place))
-
-    def _stayed_stranger(self) -> None:
-        self._deadline = None
-        self.say_error("auth-timeout", f"no good AUTH within {self._terms.auth_timeout:g} s")
+    def _identity_ended(self) -> None:
+        if self.is_stranger:
+            self.say_error("auth-timeout", f"no good AUTH within {self._terms.auth_timeout:g} s")
+        else:
+            self.say_goodbye("token-expired")
         self._close()
 
-    def _watch_expiry(self) -> None:
-        assert self._grant is not None
-        if self._deadline is not None:
-            self._deadline.cancel()
-        left = self._grant.expires - self._wall()
-        self._deadline = self._clock.callLater(min(max(0, left), LONGEST_TIMER), self._look_at_expiry)
-
-    def _look_at_expiry(self) -> None:
-        assert self._grant is not None
-        self._deadline = None
-        if self._grant.expires <= self._wall():
-            self.say_goodbye("token-expired")
-            self._close()
-        else:
-            self._watch_expiry()
-
     def _tell_error(self, error: CommandError) -> None:
-        self._tell("error", code=error.code, message=str(error), command=error.command)
+        self._tell("error", code=error.code, message=str(error), command=error.command, **error.about)
 
     def _tell(self, kind: str, **members: object) -> None:
         self._connection.reply(event(kind, **members))
 
 
-def _number(seconds: float) -> float:
-    return int(seconds) if seconds.is_integer() else seconds
+def _subscribed(feed: Feed, command: Subscribe, start: Start, *, is_up: bool) -> bytes:
+    """Return the event, and what is known to be missing: together, since a connection may end between."""
+    name, here = named(feed.topic), show_id(feed.label, start.place)
+    recovered = {}
+    if isinstance(command.start, From):
+        recovered = {"recovered": start.is_complete and is_up}
+    said = event(
+        "subscribed",
+        **name,
+        offset=start.place.offset,
+        # Who comes back before it knows of the gap is told of it again.
+        id=command.start.id if isinstance(command.start, From) else here,
+        upstream="up" if is_up else "down",
+        **recovered,
+    )
+    if start.gap:
+        return said + encode_gap(name, feed.label, start.gap, "evicted")
+    if start.is_unknown:
+        return said + event("gap", **name, missed=None, reason="unknown", id=here)
+    return said
 
 
 def _shown(topic: Topic) -> str:

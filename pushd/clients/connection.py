@@ -175,8 +175,6 @@ class ClientFactory(Factory):
     """Holds the set of connected clients of one protocol, and turns away those who are not admitted."""
 
     noisy = False
-    refusal: bytes
-    """The line for those."""
 
     def __init__(
         self, hub: Hub, admission: Admission, clock: IReactorTime, idle_timeout: float | None
@@ -186,6 +184,11 @@ class ClientFactory(Factory):
         self.clock = clock
         self.idle_timeout = idle_timeout  # seconds since the client last sent something
         self.clients: set[ClientConnection] = set()
+
+    @property
+    @abstractmethod
+    def refusal(self) -> bytes:
+        """The line for those who are turned away."""
 
     @abstractmethod
     def connection(self, address: IAddress | None) -> ClientConnection:

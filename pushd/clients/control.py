@@ -24,7 +24,7 @@ STRANGER_LINE_BYTES = 8 * 1024
 """The longest line of a client that has still to say who it is: tokens are shorter."""
 
 RETURN_SECONDS = 10.0
-"""Over so much time clients are spread who come back when pushd stops."""
+"""Over so much time clients are spread who are told to come back."""
 
 
 def terms_of_control(settings: Settings) -> Terms:
@@ -65,6 +65,10 @@ def _bounds(settings: Settings) -> Permissions:
 
 def _patterns(sources: Iterable[bytes]) -> tuple[Pattern, ...]:
     return tuple(map(Pattern, sources))
+
+
+def _some_time() -> int:
+    return int(random.uniform(0, 1000 * RETURN_SECONDS))
 
 
 class ControlProtocol(ClientConnection):
@@ -108,7 +112,7 @@ class ControlProtocol(ClientConnection):
 
     def say_stopping(self) -> None:
         """Say goodbye, and when to come back."""
-        self._session.say_goodbye("drain", retry_ms=int(random.uniform(0, 1000 * RETURN_SECONDS)))
+        self._session.say_goodbye("drain", retry_ms=_some_time())
 
     def close(self) -> None:
         """End the session with the connection: nothing more is to come."""
@@ -124,7 +128,16 @@ class ControlProtocol(ClientConnection):
 class ControlFactory(ClientFactory):
     """Serves clients of the control protocol."""
 
-    refusal = event("error", code="too-many-clients", message="come back later", command=None)
+    @property
+    def refusal(self) -> bytes:
+        """The line for those who are not admitted, and when to come back: not all at once."""
+        return event(
+            "error",
+            code="too-many-clients",
+            message="there is no room for more",
+            command=None,
+            retry_ms=_some_time(),
+        )
 
     def __init__(
         self,

@@ -82,12 +82,16 @@ class LineProtocol(ClientConnection):
 class LineFactory(ClientFactory):
     """Serves clients of the line protocol."""
 
-    refusal = b"ERR too many clients\r\n"
     _log = Logger()
 
     def __init__(self, terms: Terms, hub: Hub, admission: Admission, clock: IReactorTime) -> None:
         super().__init__(hub, admission, clock, terms.idle_timeout)
         self.terms = terms
+
+    @property
+    def refusal(self) -> bytes:
+        """The same for all."""
+        return b"ERR too many clients\r\n"
 
     def connection(self, address: IAddress | None) -> LineProtocol:
         """Return the protocol for a new client."""
