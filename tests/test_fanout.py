@@ -4,14 +4,17 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
+from pushd.channels import Channels
 from pushd.chunks import SEND_BYTES
 from pushd.clients.admission import Admission
+from pushd.clients.control import ControlFactory, terms_of_control
 from pushd.clients.line import LineFactory
 from pushd.encoders import Lines
 from pushd.hub import STRIDE, Hub
 from pushd.message import Batch, Topic
 from pushd.metrics import Metrics
 from pushd.redis_urls import Redis
+from pushd.settings import Settings
 from pushd.sources.connection import Node
 from pushd.sources.subscriber import RedisSubscriber
 from tests.clients import Kernel
@@ -146,3 +149,53 @@ def test_a_pass_looks_at_the_clock_once_in_a_stride() -> None:
     # One for each stride, one for the slice's deadline, and a few by the clock's own bookkeeping.
     assert world.clock.looks - before <= CLIENTS // STRIDE + 8
     world.settle()
+
+
+class ControlWorld:
+    """Clients of the control protocol that subscribe to the same channel, over a hub."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.hub = Hub(self.clock, 1024**2, Metrics(), "epoch")
+        self.channels = Channels(self.hub, self.clock, self.clock.seconds, linger=60.0, max_channels=10)
+        self.channels.pin(UPDATES)
+        settings = Settings(topics=(UPDATES,))
+        factory = ControlFactory(
+            terms_of_control(settings),
+            self.hub,
+            self.channels,
+            lambda _command, _answer: None,
+            Admission(CLIENTS, None, Metrics()),
+            self.clock,
+        )
+        self.kernels = [Kernel() for _ in range(CLIENTS)]
+        for kernel in self.kernels:
+            client = factory.buildProtocol(kernel.getPeer())
+            client.makeConnection(kernel)
+            client.dataReceived(b"SUBSCRIBE updates\n")
+            kernel.sends.clear()
+
+    def publish(self, payloads: list[bytes]) -> None:
+        self.hub.publish(Batch(UPDATES, payloads))
+        self.clock.advance(0)
+
+
+def test_control_clients_share_what_is_encoded_once() -> None:
+    world = ControlWorld()
+    world.publish([b"%d" % number for number in range(100)])
+    assert [len(kernel.sends) for kernel in world.kernels] == [1] * CLIENTS
+    frame = world.kernels[0].sends[0]
+    assert frame.count(b"\n") == 100
+    assert all(kernel.sends[0] is frame for kernel in world.kernels)
+    assert sum(kernel.counting.registrations for kernel in world.kernels) == 0
+
+
+def test_a_control_client_that_fell_behind_costs_the_others_no_second_encoding() -> None:
+    world = ControlWorld()
+    world.kernels[7].room = 0
+    for number in range(50):
+        world.publish([b"%d" % number])
+    others = [kernel for kernel in world.kernels if kernel.room]
+    for round_ in range(50):
+        assert len({id(kernel.sends[round_]) for kernel in others}) == 1
+    assert len(world.kernels[7].sends) == 1
