@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from redis.crc import key_slot
+from twisted.python.failure import Failure
 
 from pushd.errors import SettingsError
 from pushd.message import Kind, Topic
@@ -11,6 +12,7 @@ from pushd.metrics import Metrics
 from pushd.redis_urls import Address, Sentinel, parse_source
 from pushd.settings import Settings
 from pushd.sources.cluster import AnyNodeRoute, SlotRoute
+from pushd.sources.connection import SourceError
 from pushd.sources.deployments import LONGEST_DELAY_SECONDS, RedisSources, redis_sources, shares
 from pushd.sources.sentinel import SentinelRoute
 from pushd.sources.subscriber import PROBE_PREFIX
@@ -56,6 +58,39 @@ def test_a_cluster_is_one_subscription_for_ordinary_topics_and_one_for_each_slot
         assert share.probe.kind is Kind.SHARD
         assert key_slot(share.probe.name) == key_slot(share.topics[0].name)
     assert len(list(sources(chosen, reactor))) == 3
+
+
+@pytest.mark.parametrize("url", ["redis://h", "redis+sentinel://h/main", "redis+cluster://a,b"])
+@pytest.mark.parametrize("topics", [(), (UPDATES,)])
+def test_with_control_there_is_a_source_for_channels_that_come_and_go(
+    topics: tuple[Topic, ...], url: str, reactor: Any
+) -> None:
+    chosen = Settings(topics=topics, source=parse_source(url))
+    (share,) = shares(chosen, reactor, control=True)
+    assert share.topics == list(topics)
+    assert share.probe.kind is Kind.CHANNEL
+    told = Told()
+    group = redis_sources(chosen, lambda _: None, told, control=True, reactor=reactor, metrics=Metrics())
+    assert group.descriptors == 3
+    began = reactor.seconds()
+    group.follow(NEWS)
+    assert told.said == [("lost", NEWS)]
+    assert began <= group.leave(NEWS) <= reactor.seconds()
+    group.follow(NEWS, since=1)
+    assert group.leave(NEWS) == 1
+    group.stopService()
+    refused: list[Failure] = []
+    group.publish(b"updates", b"x").addErrback(refused.append)
+    assert refused[0].check(SourceError)
+
+
+def test_with_control_a_cluster_of_shard_channels_has_a_source_for_others(reactor: Any) -> None:
+    chosen = settings("redis+cluster://a,b", PART)
+    ordinary, shard = shares(chosen, reactor, control=True)
+    assert ordinary.topics == []
+    assert (type(ordinary.route), type(ordinary.probe_route)) == (AnyNodeRoute, AnyNodeRoute)
+    assert shard.topics == [PART]
+    assert [sources(chosen, reactor, control=control).descriptors for control in (False, True)] == [2, 5]
 
 
 def test_no_two_pushd_probe_in_one_channel(reactor: Any) -> None:

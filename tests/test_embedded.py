@@ -16,7 +16,7 @@ from twisted.internet.testing import StringTransport
 from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 from zope.interface import directlyProvides
 
-from pushd.message import Batch, Kind, Topic
+from pushd.message import Batch, Kind, SourceGap, Topic
 from pushd.sources.commands import MAX_NAME, MAX_SUBSCRIPTIONS
 from pushd.sources.embedded import MAX_UNREAD, BrokerFactory, BrokerProtocol
 from pushd.sources.resp import array, bulk
@@ -209,6 +209,64 @@ class TestDelivery:
         broker.connect().send(b"PUBLISH updates 1\r\nPUBLISH updates 2\r\n")
         order.append("read")
         assert order == [Batch(UPDATES, [b"1", b"2"]), "read"]
+
+
+class TestFollow:
+    def test_its_own_topics_are_confirmed_from_the_start(self, broker: Broker) -> None:
+        assert broker.told.said == [("confirmed", UPDATES), ("confirmed", NEWS)]
+
+    @pytest.mark.parametrize("topic", [Topic(b"room.1"), Topic(b"room.*", Kind.PATTERN)])
+    def test_a_topic_comes_and_goes(self, topic: Topic, broker: Broker, client: Client) -> None:
+        assert client.ask(b"PUBLISH room.1 zero") == b":0\r\n"
+        broker.factory.follow(topic)
+        assert broker.told.said[2:] == [("confirmed", topic)]
+        assert client.ask(b"PUBLISH room.1 one") == b":1\r\n"
+        broker.clock.advance(3)
+        assert broker.factory.leave(topic) == 3
+        assert client.ask(b"PUBLISH room.1 two") == b":0\r\n"
+        (batch,) = broker.batches
+        assert (batch.topic, batch.payloads) == (topic, [b"one"])
+        assert broker.told.gaps == []
+
+    def test_what_was_published_since_it_was_left_is_missing(self, broker: Broker) -> None:
+        broker.factory.follow(Topic(b"room"))
+        broker.clock.advance(3)
+        since = broker.factory.leave(Topic(b"room"))
+        broker.clock.advance(4)
+        broker.factory.follow(Topic(b"room"), since)
+        assert broker.told.gaps == [(Topic(b"room"), SourceGap(NOON + 3, NOON + 7))]
+        assert [what for what, _ in broker.told.said[3:]] == ["interrupt", "confirmed"]
+
+    def test_a_pattern_is_known_as_long_as_anybody_wants_it(self, broker: Broker, client: Client) -> None:
+        room = Topic(b"room.*", Kind.PATTERN)
+        other = broker.connect()
+        client.ask(b"PSUBSCRIBE room.*")
+        broker.factory.follow(room)
+        assert broker.factory.publish(b"room.1", b"x").result == 2
+        client.ask(b"PUNSUBSCRIBE room.*")
+        assert b"pubsub_patterns:2" in other.ask(b"INFO")
+        assert broker.factory.publish(b"room.1", b"x").result == 1
+        client.ask(b"PSUBSCRIBE room.*")
+        broker.factory.leave(room)
+        assert broker.factory.publish(b"room.1", b"x").result == 1
+        client.ask(b"PUNSUBSCRIBE room.*")
+        assert b"pubsub_patterns:1" in other.ask(b"INFO")
+        assert broker.factory.publish(b"room.1", b"x").result == 0
+
+    def test_what_is_published_is_delivered_before_it_is_counted(
+        self, broker: Broker, client: Client
+    ) -> None:
+        client.ask(b"SUBSCRIBE updates")
+        published = broker.factory.publish(b"updates", b"\xff")
+        assert broker.batches == [Batch(UPDATES, [b"\xff"])]
+        assert client.replies() == [[b"message", b"updates", b"\xff"]]
+        assert published.result == 2
+
+    def test_equal_channels_of_a_read_are_kept_once(self, broker: Broker, client: Client) -> None:
+        client.send(command(b"PUBLISH", b"news.a", b"1") + command(b"PUBLISH", b"news.a", b"2"))
+        (batch,) = broker.batches
+        assert batch == Batch(NEWS, [b"1", b"2"], [b"news.a", b"news.a"])
+        assert batch.channels[0] is batch.channels[1]
 
 
 class TestSubscribers:

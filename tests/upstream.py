@@ -141,10 +141,11 @@ class World:
         deliver: Callable[[Batch], None] | None = None,
         route: Route | None = None,
         probes: bool = False,
+        follows: bool = True,
     ) -> None:
         self.clock = Clock()
         self.server = Server(self.clock)
-        self.topics = topics or (UPDATES,)
+        self.topics = topics or ((UPDATES,) if follows else ())
         self.metrics = Metrics()
         self.batches: list[Batch] = []
         self.told = Told()
@@ -168,13 +169,14 @@ class World:
             metrics=self.metrics,
             debug=False,
         )
+        self.account = Account(self.topics, self.outages, self.told, self.clock)
         self.source = RedisSource(
             Terms(
                 deliver=deliver or self.batches.append,
                 redis=redis,
                 route=self.route,
                 probe=probe if probes else None,
-                account=Account(self.topics, self.outages, self.told, self.clock),
+                account=self.account,
                 buffer_limit=BufferLimit(),
                 clock=self.clock,
                 ping=PING,

@@ -2,6 +2,7 @@
 
 from collections import deque
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -154,7 +155,7 @@ class Publisher:
         await self._route.check(connection, node)
         return node
 
-    def _too_late(self) -> None:
+    def _too_late(self) -> NoReturn:
         raise SourceError(Reason.CONNECT, f"no connection within {self._timeout:g} s")
 
     def _leave(self, connection: RedisConnection) -> None:
