@@ -213,6 +213,8 @@ def main() -> int:
     running = chosen(parse())
     # poll, unlike epoll, takes regular files.
     loop = asyncio.SelectorEventLoop(selectors.PollSelector())
+    # With any handler of its own it also wakes for Ctrl-C that comes just before it waits.
+    loop.add_signal_handler(signal.SIGCONT, lambda: None)
     try:
         with asyncio.Runner(loop_factory=lambda: loop) as runner:
             return runner.run(running)

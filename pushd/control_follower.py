@@ -24,7 +24,7 @@ MAY_PASS = {
     "too-many-clients",
     "unavailable",
 }
-"""Errors after which it may help to try again."""
+"""Errors after which it may help to try again, as after any that says when."""
 
 Event = dict[str, Any]
 
@@ -78,46 +78,41 @@ class Subscription:
         self._start = start
         self._slow = f"SLOW {slow}" if slow else ""
         self._offset: int | None = None
-        self._announced: int | None = None
 
     def begin(self) -> bytes:
         """Return the command that subscribes in a new connection."""
-        self.confirmed, self._announced = False, None
+        self.confirmed = False
         verb = {"channel": "SUBSCRIBE", "pattern": "PSUBSCRIBE"}[self.kind]
         words = (verb, json.dumps(self.name, ensure_ascii=False), self._start, self._slow)
         return " ".join(filter(None, words)).encode() + b"\n"
 
     def subscribed(self, event: Event) -> Iterator[Missed]:
         """Take the place behind which messages come."""
-        if event.get("recovered", True):
+        if event.get("recovered"):
             yield from self._expect(event["offset"] + 1)
-            self._keep(event)
-        # Else a gap is still to come. If the connection is lost before, it must be told again.
-        self._offset = event["offset"]
+        self._take(event, event["offset"])
         self.confirmed = True
 
     def message(self, event: Event) -> Iterator[Missed]:
         """Take the place of a message."""
         yield from self._expect(event["offset"])
-        self._offset = event["offset"]
-        self._keep(event)
+        self._take(event, event["offset"])
 
     def gap(self, event: Event) -> Iterator[Missed]:
         """Take the place behind a gap."""
         if "to" in event:
             yield from self._expect(event["from"])
-            self._offset = event["to"]
-        self._keep(event)
+        self._take(event, event.get("to", self._offset))
         yield self._missed(extent(event))
 
-    def heartbeat(self, newest: int | None) -> Iterator[Missed]:
-        """Compare with the newest offset of the heartbeat before: by now everything up to it has come."""
-        if self._announced is not None and self._offset is not None and self._offset < self._announced:
-            yield from self._expect(self._announced + 1)
-            self._offset = self._announced
-        self._announced = newest
+    def heartbeat(self, sent: int) -> Iterator[Missed]:
+        """Compare with the offset up to which everything has been sent."""
+        if self._offset is not None and self._offset < sent:
+            yield from self._expect(sent + 1)
+            self._offset = sent
 
-    def _keep(self, event: Event) -> None:
+    def _take(self, event: Event, offset: int | None) -> None:
+        self._offset = offset
         self._start = f"FROM {event['id']}"
 
     def _expect(self, offset: int) -> Iterator[Missed]:
@@ -189,10 +184,11 @@ class Follower:
             yield Print(line)
 
     def _heartbeat(self, event: Event) -> Iterator[Missed]:
-        newest = {"channel": event.get("offsets", {}), "pattern": event.get("pattern_offsets", {})}
         for each in self._subscriptions.values():
-            if each.confirmed:
-                yield from each.heartbeat(newest[each.kind].get(each.name))
+            prefix = "pattern_" if each.kind == "pattern" else ""
+            newest = event.get(f"{prefix}offsets", {}).get(each.name)
+            if newest is not None:
+                yield from each.heartbeat(newest - event.get(f"{prefix}behind", {}).get(each.name, 0))
 
     def _welcome(self, event: Event) -> Iterator[Action]:
         self.patience = 2 * event["heartbeat"] + GRACE if event["heartbeat"] else None
@@ -236,7 +232,8 @@ def extent(gap: Event) -> str:
 def failure(error: Event) -> Lost | Stop:
     """Return what is to be done about an error."""
     text = f"{error['message']} ({error['code']})"
-    return Lost(text, wait(error)) if error["code"] in MAY_PASS else Stop(text)
+    may_pass = "retry_ms" in error or error["code"] in MAY_PASS
+    return Lost(text, wait(error)) if may_pass else Stop(text)
 
 
 def wait(event: Event) -> float | None:
