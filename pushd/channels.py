@@ -40,17 +40,29 @@ class _State(Enum):
     ASKED = auto()  # the upstream has still to answer
     UP = auto()
     DOWN = auto()
+    REFUSED = auto()
 
 
 class _Channel:
     """A topic that has a log."""
 
-    __slots__ = ("claimants", "is_pinned", "left_at", "since", "state", "timer", "topic", "waiting")
+    __slots__ = (
+        "claimants",
+        "is_pinned",
+        "left_at",
+        "refusal",
+        "since",
+        "state",
+        "timer",
+        "topic",
+        "waiting",
+    )
 
-    def __init__(self, topic: Topic, state: _State, since: float) -> None:
+    def __init__(self, topic: Topic) -> None:
         self.topic = topic
-        self.state = state
-        self.since = since  # wall time of when it went down
+        self.state = _State.ASKED
+        self.since = 0.0  # wall time of when no more messages came
+        self.refusal = ""
         self.is_pinned = False  # it was named at start, and is followed for ever
         self.claimants: dict[Claimant, None] = {}  # sets that keep their order
         self.waiting: dict[Claimant, None] = {}  # those who have not been answered
@@ -75,12 +87,12 @@ class Channels:
         self._linger = linger
         self._max_channels = max_channels
         self._channels: dict[Topic, _Channel] = {}
+        self._is_stopped = False
         self._idle: dict[_Channel, None] = {}  # those without a claimant, that for the longest time first
 
     def pin(self, topic: Topic) -> None:
         """Keep the log of a topic that the upstream follows by itself, for ever."""
-        channel = self._open(topic, _State.DOWN)
-        channel.is_pinned = True
+        self._open(topic).is_pinned = True
 
     def resolve(self, topic: Topic) -> Topic:
         """Return what a client means: a channel's name may be that of a shard channel that is pinned."""
@@ -95,7 +107,7 @@ class Channels:
         channel = self._channels.get(topic)
         if channel is None:
             self._make_room()
-            channel = self._open(topic, _State.ASKED)
+            channel = self._open(topic)
             self._add(channel, claimant)
             self._upstream.follow(topic)
             return
@@ -112,17 +124,19 @@ class Channels:
         channel = self._channels[topic]
         del channel.claimants[claimant]
         channel.waiting.pop(claimant, None)
-        if not channel.claimants and not channel.is_pinned:
+        if not channel.claimants and not channel.is_pinned and not self._is_stopped:
             self._idle[channel] = None
             channel.timer = self._clock.callLater(LEAVE_SECONDS, lambda: self._leave(channel))
 
     def down_since(self, topics: Iterable[Topic]) -> float | None:
         """Return since when, as wall time, any of these topics has no upstream; None where all have."""
         channels = [self._channels[topic] for topic in topics]
-        return min((channel.since for channel in channels if channel.state is _State.DOWN), default=None)
+        down = [each.since for each in channels if each.state in (_State.DOWN, _State.REFUSED)]
+        return min(down, default=None)
 
     def stop(self) -> None:
         """Neither leave nor close anything any more."""
+        self._is_stopped = True
         for channel in self._idle:
             self._cancel(channel)
 
@@ -140,32 +154,32 @@ class Channels:
 
     def refused(self, topic: Topic, why: str) -> None:
         """Take note that Redis does not allow a topic."""
-        channel = self._channels[topic]
-        waiting, channel.waiting = channel.waiting, {}
-        for claimant in waiting:
-            claimant.refused(topic, why)
-        self._settle(topic, _State.DOWN)
+        self._channels[topic].refusal = why
+        self._settle(topic, _State.REFUSED)
 
     def _settle(self, topic: Topic, state: _State) -> None:
         channel = self._channels[topic]
-        if channel.state is not state:
-            channel.state = state
+        if channel.state in (_State.ASKED, _State.UP):
             channel.since = self._wall()
+        channel.state = state
         self._answer(channel)
 
     def _answer(self, channel: _Channel) -> None:
         waiting, channel.waiting = channel.waiting, {}
         for claimant in waiting:
-            claimant.confirmed(channel.topic)
+            if channel.state is _State.REFUSED:
+                claimant.refused(channel.topic, channel.refusal)
+            else:
+                claimant.confirmed(channel.topic)
 
     @property
     def _upstream(self) -> Upstream:
         assert self.upstream is not None
         return self.upstream
 
-    def _open(self, topic: Topic, state: _State) -> _Channel:
+    def _open(self, topic: Topic) -> _Channel:
         self._hub.open(topic)
-        channel = self._channels[topic] = _Channel(topic, state, self._wall())
+        channel = self._channels[topic] = _Channel(topic)
         return channel
 
     def _add(self, channel: _Channel, claimant: Claimant) -> None:

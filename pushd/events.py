@@ -3,8 +3,11 @@
 import base64
 import json
 from datetime import UTC, datetime
+from typing import Final
 
 from pushd.message import Kind, Topic
+
+LAST_SECOND: Final = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp()
 
 quoted = json.JSONEncoder(ensure_ascii=False).encode
 """A text as JSON. Much faster than json.dumps, which looks at its options each time."""
@@ -29,5 +32,9 @@ def named(topic: Topic) -> dict[str, str]:
 
 
 def show_time(seconds: float) -> str:
-    """Return a time in seconds since 1970 as text (RFC 3339)."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    """Return a time in seconds since 1970 as text (RFC 3339), which ends with the year 9999."""
+    return (
+        datetime.fromtimestamp(min(seconds, LAST_SECOND), UTC)
+        .isoformat(timespec="milliseconds")
+        .replace("+00:00", "Z")
+    )

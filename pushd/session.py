@@ -105,6 +105,8 @@ class Session:
         self._asked: dict[Topic, Subscribe] = {}
         self._subscriptions: dict[Topic, Subscription] = {}
         self._heartbeat: Timer | None = None
+        self._publishing = 0  # messages of which the upstream has still to say what became
+        self._is_finishing = False
         self._has_ended = False
 
     @property
@@ -114,6 +116,10 @@ class Session:
 
     def begin(self) -> None:
         """Welcome the client."""
+        if self.is_stranger:
+            self._identity.wait(self._terms.auth_timeout)
+        else:
+            self._begin_heartbeats()
         heartbeat = self._terms.heartbeat
         self._tell(
             "welcome",
@@ -122,10 +128,6 @@ class Session:
             heartbeat=int(heartbeat) if heartbeat.is_integer() else heartbeat,
             auth="required" if self.is_stranger else "none",
         )
-        if self.is_stranger:
-            self._identity.wait(self._terms.auth_timeout)
-        else:
-            self._begin_heartbeats()
 
     def received(self, line: bytes) -> None:
         """Take in one line, without its terminator."""
@@ -149,6 +151,11 @@ class Session:
         """Say why the connection is closed then, which is nobody's mistake."""
         self._tell("bye", reason=reason, **more)
 
+    def finish(self) -> None:
+        """Close the connection once all commands are answered: the client will send no more."""
+        self._is_finishing = True
+        self._close_if_finished()
+
     def end(self) -> None:
         """Let go of everything; harmless where it has been called before."""
         self._has_ended = True
@@ -170,12 +177,14 @@ class Session:
         self._connection.subscriptions.append(subscription)
         is_up = self._channels.down_since([topic]) is None
         self._connection.reply(_subscribed(feed, command, start, is_up=is_up))
+        self._close_if_finished()
 
     def refused(self, topic: Topic, why: str) -> None:
         """Say that there is no subscription."""
         command = self._asked[topic]
         self._let_go(topic)
         self._tell_error(failed(command, "refused", why))
+        self._close_if_finished()
 
     @property
     def _topics(self) -> list[Topic]:
@@ -250,6 +259,8 @@ class Session:
         self._tell("unsubscribed", **named(topic), **place)
 
     def _let_go(self, topic: Topic) -> None:
+        if topic not in self._topics:
+            return  # the connection was lost meanwhile
         self._asked.pop(topic, None)
         if subscription := self._subscriptions.pop(topic, None):
             self._hub.unsubscribe(subscription)
@@ -262,13 +273,16 @@ class Session:
             raise failed(command, "forbidden", f"this client may not publish to {channel['channel']}")
 
         def answer(outcome: int | CommandError) -> None:
+            self._publishing -= 1
             if self._has_ended:
                 return
             if isinstance(outcome, CommandError):
                 self._tell_error(outcome)
             else:
                 self._tell("published", **channel, receivers=outcome)
+            self._close_if_finished()
 
+        self._publishing += 1
         self._publish_upstream(command, answer)
 
     def _begin_heartbeats(self) -> None:
@@ -279,6 +293,10 @@ class Session:
     def _beat(self) -> None:
         self._heartbeat = self._clock.callLater(self._terms.heartbeat, self._beat)
         self._connection.reply(reports.heartbeat(self._subscriptions, self._channels))
+
+    def _close_if_finished(self) -> None:
+        if self._is_finishing and not self._asked and not self._publishing:
+            self._close()
 
     def _identity_ended(self) -> None:
         if self.is_stranger:

@@ -86,7 +86,8 @@ class ClientConnection(LineReceiver, TimeoutMixin):
     def dataReceived(self, data: bytes) -> None:
         """Take in all lines that one read brought."""
         if not self.outlet.closing:
-            self.resetTimeout()
+            if data:  # there is none when what had to wait is taken in
+                self.resetTimeout()
             super().dataReceived(data)
 
     def lineReceived(self, line: bytes) -> None:

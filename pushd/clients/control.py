@@ -114,6 +114,10 @@ class ControlProtocol(ClientConnection):
         """Say goodbye, and when to come back."""
         self._session.say_goodbye("drain", retry_ms=_some_time())
 
+    def readConnectionLost(self) -> None:
+        """Close when the client will send no more and has been answered."""
+        self._session.finish()
+
     def close(self) -> None:
         """End the session with the connection: nothing more is to come."""
         super().close()
