@@ -159,6 +159,7 @@ class ControlWorld:
         self.hub = Hub(self.clock, 1024**2, Metrics(), "epoch")
         self.channels = Channels(self.hub, self.clock, self.clock.seconds, linger=60.0, max_channels=10)
         self.channels.pin(UPDATES)
+        self.channels.confirmed(UPDATES)
         settings = Settings(topics=(UPDATES,))
         factory = ControlFactory(
             terms_of_control(settings),
