@@ -52,12 +52,9 @@ class Account:
     def subscribed(self, event: Event) -> None:
         """Begin, or begin again."""
         self.recovered = event.get("recovered")
-        if self.recovered:
+        if self.recovered and event["id"] == self.id:
             assert event["offset"] == self.offset, f"{event} after {self.offset}"
-        if self.recovered is None:
-            self.id = event["id"]
-        else:
-            assert event["id"] == self.id
+        self.id = event["id"]
         self.began = self.offset = event["offset"]
         self.received = self.missed = self.unknown = 0
 
@@ -102,7 +99,7 @@ class Account:
 
 
 class Accounts:
-    """The accounts of all subscriptions of one connection, which may go on with those of one before."""
+    """The accounts of all subscriptions of one connection, which may go on with those that have ended."""
 
     def __init__(
         self,
@@ -127,7 +124,7 @@ class Accounts:
                 self.open[key] = account or self._make(key)
                 self.open[key].subscribed(event)
             case "unsubscribed":
-                account = self.open.pop(key_of(event))
+                account = self.resumed[key_of(event)] = self.open.pop(key_of(event))
                 account.stands(event["offset"])
                 assert account.id == event["id"]
             case "heartbeat":
