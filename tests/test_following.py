@@ -369,18 +369,50 @@ class TestLeaveAndFollow:
         )
         assert entries == [Batch(ROOM, [b"one"]), (ROOM, SourceGap(0, 0)), Batch(ROOM, [b"two"])]
 
-    def test_a_confirmation_of_what_was_left_meanwhile_counts_for_nothing(self) -> None:
+    def test_a_confirmation_of_what_was_left_meanwhile_confirms_nothing(self) -> None:
         world = following()
         world.source.follow(ROOM)
         world.source.leave(ROOM)
         world.source.follow(ROOM, since=1)
         world.clock.advance(1)
-        world.server.answer(confirmed(ROOM) + left(ROOM))
-        assert world.told.said == []
+        world.server.answer(confirmed(ROOM) + published([b"x"], b"room") + left(ROOM))
+        # What comes between them is delivered, and lies between what may be missing.
+        assert world.told.said == [("interrupt", ROOM)]
+        assert world.batches == [Batch(ROOM, [b"x"])]
         world.clock.advance(1)
         world.server.answer(confirmed(ROOM))
-        assert world.gaps == [(ROOM, SourceGap(1, 3))]
+        assert world.gaps == [(ROOM, SourceGap(1, 2)), (ROOM, SourceGap(1, 3))]
+        assert world.told.said[1:] == [("interrupt", ROOM), ("confirmed", ROOM)]
+
+    def test_messages_of_what_was_left_before_it_was_confirmed_are_not_delivered(self) -> None:
+        world = following(ROOM, ROOMS)
+        since = world.source.leave(ROOM)
+        world.source.follow(ROOM, since)
+        assert world.source.leave(ROOM) == since
+        message = published([b"x"], b"room")
+        world.server.answer(message + left(ROOM) + confirmed(ROOM) + message)
+        assert world.batches == [Batch(ROOM, [b"x"])]
+        world.source.follow(ROOM, since)
+        world.server.answer(message + left(ROOM))
+        assert len(world.batches) == 1
+        world.server.answer(confirmed(ROOM) + message)
+        assert world.gaps == [(ROOM, SourceGap(1, 1))]
+        assert len(world.batches) == 2
+
+    def test_what_is_missing_between_messages_on_their_way_and_new_ones_is_a_gap(self) -> None:
+        world = following(ROOM)
+        world.clock.advance(1)
+        world.source.leave(ROOM)
+        world.clock.advance(1)
+        world.source.follow(ROOM)
+        world.server.answer(published([b"old"], b"room") + left(ROOM) + confirmed(ROOM))
+        assert world.gaps == [(ROOM, SourceGap(2, 3))]
         assert world.told.said == [("interrupt", ROOM), ("confirmed", ROOM)]
+        world.source.leave(ROOM)
+        world.server.answer(left(ROOM))
+        world.source.follow(ROOM)
+        world.server.answer(confirmed(ROOM))
+        assert len(world.gaps) == 1
 
     def test_a_refusal_of_what_was_left_meanwhile_counts_for_nothing(self) -> None:
         world = following()
@@ -388,7 +420,7 @@ class TestLeaveAndFollow:
         world.source.leave(ROOM)
         world.source.follow(ROOM)
         world.server.answer(b"-NOPERM no\r\n" + left(ROOM) + confirmed(ROOM) + published([b"x"], b"room"))
-        assert world.told.said == [("confirmed", ROOM)]
+        assert world.told.said == [("interrupt", ROOM), ("confirmed", ROOM)]
         assert world.batches == [Batch(ROOM, [b"x"])]
         world.server.asked()
         world.clock.advance(ASK_AGAIN_SECONDS)
@@ -403,7 +435,7 @@ class TestLeaveAndFollow:
         message = published([b"x"], b"room")
         world.server.answer((message + left(ROOM) + confirmed(ROOM)) * 2 + message + left(ROOM))
         assert world.told.said == []
-        assert len(world.batches) == 3
+        assert len(world.batches) == 1
         assert world.server.connection.connected
         world.server.answer(message)
         assert not world.server.connection.connected

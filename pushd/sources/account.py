@@ -106,6 +106,11 @@ class Account:
             self._outages.gap(topic, since)
         self._listener.confirmed(topic)
 
+    def interrupted(self, topic: Topic) -> None:
+        """Note that messages come before a topic is confirmed; of those between, some may be missing."""
+        if (since := self.followed[topic].missing_since) is not None:
+            self._outages.gap(topic, since)
+
     def not_left(self, where: str, failure: SourceError) -> None:
         """Note that Redis forbids to end a subscription: its messages come until the connection ends."""
         if not self._has_complained:

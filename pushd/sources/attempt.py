@@ -94,6 +94,10 @@ class Attempt:
             self._run_beside(self._confirm([topic]))
         return self._asking
 
+    def leaving_since(self, topic: Topic) -> float | None:
+        """Return when a topic was left whose messages may still come; None where none may."""
+        return self._subscriber.leaving_since(topic)
+
     def leave(self, topic: Topic) -> None:
         """Ask for a topic no more."""
         self._refused.pop(topic, None)
@@ -170,15 +174,20 @@ class Attempt:
                 self._run_beside(self._ask_again())
 
     async def _confirm_one(self, topic: Topic) -> SourceError | None:
-        """Subscribe to a topic; return why Redis forbids that. What comes too late counts for nothing."""
-        followed = self._terms.account.followed
-        asked_for = followed[topic]
+        """Subscribe to a topic; return why Redis forbids that, if it is still of interest."""
+        account = self._terms.account
+        asked_for = account.followed[topic]
         refusal = await self._refusal(topic)
-        if followed.get(topic) is not asked_for:  # it has been left, and perhaps asked for anew
-            return None
-        if refusal is None:
-            self._terms.account.confirmed(topic)
-        return refusal
+        if account.followed.get(topic) is asked_for:
+            if refusal is None:
+                account.confirmed(topic)
+            return refusal
+        # It has been left. If it has been asked for anew, what comes until Redis leaves it is welcome.
+        if refusal is None and topic in account.followed:
+            account.interrupted(topic)
+        elif refusal is None:
+            self._subscriber.ignore(topic)
+        return None
 
     async def _refusal(self, topic: Topic) -> SourceError | None:
         """Subscribe to a topic; return why Redis forbids that; raises SourceError for other reasons."""

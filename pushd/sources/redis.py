@@ -45,7 +45,12 @@ class RedisSource(Service):
             self._terms.route.stop()
 
     def follow(self, topic: Topic, since: float | None = None) -> None:
-        """Begin to follow a topic that is not followed; what was published since a time is missing."""
+        """Begin to follow a topic that is not followed; what was published since a time is missing.
+
+        So it is, without such a time, if it has been left, and messages from before may still come.
+        """
+        if since is None and self._attempt is not None:
+            since = self._attempt.leaving_since(topic)
         self._terms.account.follow(topic, since)
         if self._attempt is None or not self._attempt.follow(topic):
             self._terms.account.lost([topic], self._proven_at)

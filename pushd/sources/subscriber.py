@@ -35,7 +35,7 @@ class ProbeListener(Protocol):
 class _Payloads(dict[bytes, list[bytes]]):
     """What one read brings, by name; a name that was not asked for is a protocol error at that very place."""
 
-    def __init__(self, topics: Mapping[bytes, Topic]) -> None:
+    def __init__(self, topics: Mapping[bytes, Topic | None]) -> None:
         super().__init__()
         self.topics = topics
 
@@ -50,7 +50,7 @@ class _Payloads(dict[bytes, list[bytes]]):
 class _Read:
     """What one read brings, by kind and name, until it is taken."""
 
-    def __init__(self, topics: Mapping[Kind, Mapping[bytes, Topic]]) -> None:
+    def __init__(self, topics: Mapping[Kind, Mapping[bytes, Topic | None]]) -> None:
         self.channels = _Payloads(topics[Kind.CHANNEL])
         self.patterns = _Payloads(topics[Kind.PATTERN])
         self.shards = _Payloads(topics[Kind.SHARD])
@@ -59,9 +59,10 @@ class _Read:
     def take(self) -> list[Batch]:
         """Return what has come since the last time."""
         batches = [
-            Batch(payloads.topics[name], messages, self.origins[name] if payloads is self.patterns else ())
+            Batch(topic, messages, self.origins[name] if payloads is self.patterns else ())
             for payloads in (self.channels, self.patterns, self.shards)
             for name, messages in payloads.items()
+            if (topic := payloads.topics[name])
         ]
         for names in (self.channels, self.patterns, self.shards, self.origins):
             names.clear()
@@ -88,27 +89,40 @@ class RedisSubscriber(RedisConnection):
         # Up to then nothing is missing, as an answer proves; None before there is a subscription.
         self.proven_at: float | None = None
         self._probe = probe
-        self._topics: dict[Kind, dict[bytes, Topic]] = {kind: {} for kind in Kind}  # whose messages may come
-        self._leaving: dict[Topic, object] = {}  # not asked for again since; a token of the last UNSUBSCRIBE
+        # What has been confirmed, so that messages may come; None for what has been left before it was.
+        self._topics: dict[Kind, dict[bytes, Topic | None]] = {kind: {} for kind in Kind}
+        self._leaving: dict[Topic, list[float]] = {}  # when each UNSUBSCRIBE was asked that is not answered
         self._pings: LoopingCall | None = None
         self._deadline: IDelayedCall | None = None  # of the ping that waits for its answer
         self._held_back = False
 
     async def subscribe_to(self, topic: Topic) -> None:
         """Return once Redis has confirmed one topic; raises SourceError."""
-        self._topics[topic.kind][topic.name] = topic
-        self._leaving.pop(topic, None)
         await self._change(SUBSCRIBE[topic.kind], topic)
+        self._topics[topic.kind][topic.name] = topic
+
+    def ignore(self, topic: Topic) -> None:
+        """Take the messages of a topic that has been confirmed for nothing."""
+        self._topics[topic.kind][topic.name] = None
 
     async def unsubscribe_from(self, topic: Topic) -> None:
         """Return once Redis has confirmed that a topic has been left; raises SourceError.
 
         Until then its messages come.
         """
-        self._leaving[topic] = this = object()
-        await self._change(UNSUBSCRIBE[topic.kind], topic)
-        if self._leaving.get(topic) is this:
-            del self._leaving[topic], self._topics[topic.kind][topic.name]
+        leaving = self._leaving.setdefault(topic, [])
+        leaving.append(self._clock.seconds())
+        try:
+            await self._change(UNSUBSCRIBE[topic.kind], topic)
+        finally:
+            del leaving[0]
+            if not leaving:
+                del self._leaving[topic]
+        self._topics[topic.kind].pop(topic.name, None)
+
+    def leaving_since(self, topic: Topic) -> float | None:
+        """Return when it was asked to leave a topic whose messages may still come; None where none may."""
+        return self._leaving[topic][0] if topic in self._leaving else None
 
     async def _change(self, command: bytes, topic: Topic) -> None:
         """Ask for a change that Redis confirms by repeating it; that it comes is watched over all such."""
