@@ -32,6 +32,11 @@ class Conversation:
         """Take the end of the connection."""
         assert self._lines.read() == b""
 
+    def tear(self, line: bytes) -> None:
+        """Begin a line, and end the connection inside of it."""
+        self._connection.sendall(line)
+        self.close()
+
     def close(self) -> None:
         self._lines.close()
         self._connection.close()

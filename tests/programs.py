@@ -29,6 +29,12 @@ class Output:
             assert self._read(deadline), f"ended after {self._data[-2000:]!r}"
         return self._data
 
+    def now(self) -> bytes:
+        """Return all that has come."""
+        while select.select([self._descriptor], [], [], 0)[0] and self._read(time.monotonic()):
+            pass
+        return self._data
+
     def end(self) -> bytes:
         """Return all that comes until the other side closes."""
         deadline = time.monotonic() + TIMEOUT
