@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Fanout:
-    """Every client gets every message.
+    """Every client gets every message; or of a channel of its own so many, at a rate over all.
 
     They are published at a rate per second, or as fast as the window of messages in flight is acknowledged.
 
-    The first stalled clients never read. few is what is published to a peer that would take minutes for all.
-    Where it is probed, the latency of an echo is measured meanwhile.
+    The first stalled clients never read; slow is the policy for them. few is what is published to a peer that
+    would take minutes for all. Where it is probed, the latency of an echo is measured meanwhile.
     """
 
     name: str
@@ -20,6 +20,8 @@ class Fanout:
     rate: float | None = None
     window: int | None = None
     stalled: int = 0
+    slow: str | None = None
+    own: bool = False
     options: tuple[str, ...] = ()
     few: int | None = None
     probed: bool = False

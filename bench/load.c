@@ -1,6 +1,7 @@
 /* The load generator: holds many client connections, and checks and times every message that each receives.
  *
  *   load receive --messages M [--stalled K] ...   each client must get messages 0 to M-1, whole and in order
+ *                [--own HEX]                      each of a channel of its own: see own() below
  *   load storm ...                                all connect at once; on a line of input all are cut and return
  *   load echo --request HEX --reply HEX --pipeline D --seconds S ...    round trips
  *
@@ -8,6 +9,10 @@
  * input ends it early. A payload begins with its number (6 hex digits) and the time when it was published (10
  * hex digits, microseconds of CLOCK_MONOTONIC); the rest is filler. On the wire it stands between the bytes
  * --before and --after, so that all frames of one run have one size, and differ in 16 places only.
+ *
+ * With --lead frames are lines: something that is not looked at may stand between --before and --lead, which the
+ * payload follows. What is between frames begins with --noise: it equals that, or it is a line that goes on after it
+ * with another byte than a message does.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -28,6 +33,7 @@
 #define TIME 0xffffffffff    /* microseconds are compared in 40 bits, as stamps have them */
 #define READ_BYTES (1 << 18) /* what one recv takes at most */
 #define CONNECTING 128       /* clients that connect at the same time, but in a storm */
+#define SLACK 1024           /* what frames may be longer than the shortest one, greetings too */
 #define SPLIT 32             /* parts of each power of two in the histogram: 3 % apart */
 #define INPUT UINT32_MAX     /* epoll's word for our own input */
 
@@ -48,6 +54,7 @@ struct client {
     uint32_t count;  /* messages received */
     uint32_t kept;   /* bytes of a frame whose rest has not come yet */
     char *rest;
+    struct bytes hello, before; /* as options has them, but for its own channel */
     uint64_t asked;  /* when the requests were sent */
     uint32_t waiting; /* bytes of replies that have not come yet */
 };
@@ -56,14 +63,14 @@ static struct {
     const char *mode;
     int port, clients, stalled, messages, pipeline;
     double seconds;
-    struct bytes hello, ready, before, after, noise, filler, request, reply;
+    struct bytes hello, ready, before, lead, after, noise, filler, request, reply, own;
 } options;
 
 static struct client *clients;
 static int epoll;
 static struct sockaddr_in address;
 static char buffer[READ_BYTES + (1 << 16)];
-static size_t frame; /* bytes */
+static size_t frame; /* bytes, at least */
 static int greeted, finished, closed;
 static uint64_t received, disordered, damaged, reads, failures;
 static uint64_t first, last, slowest;
@@ -114,13 +121,42 @@ static double quantile(double share) {
     return 0;
 }
 
+static bool begins(const char *at, size_t size, struct bytes with) {
+    return size >= with.size && !memcmp(at, with.data, with.size);
+}
+
+/* Return the size of the frame that begins here; 0 while its end has not come. */
+static size_t frame_at(const char *at, size_t size) {
+    if (!options.lead.size)
+        return size >= frame ? frame : 0;
+    const char *end = memchr(at, '\n', size);
+    if (end)
+        return end + 1 - at;
+    return size < frame + SLACK ? 0 : size; /* it cannot be one any more */
+}
+
+/* Return the size of what stands here between frames; 0 if it is none of that, or its end has not come. */
+static size_t noise_at(const char *at, size_t size) {
+    size_t noise = options.noise.size;
+    if (!noise || !begins(at, size, options.noise))
+        return 0;
+    if (!options.lead.size)
+        return noise;
+    bool is_message = size == noise || at[noise] == options.before.data[noise];
+    return is_message ? 0 : frame_at(at, size);
+}
+
 /* Take in one whole frame. */
-static void take(struct client *c, const char *at, uint64_t when) {
-    const char *stamp = at + options.before.size;
+static void take(struct client *c, const char *at, size_t size, uint64_t when) {
+    if (size < frame) {
+        damaged++;
+        return;
+    }
+    const char *stamp = at + size - options.filler.size - STAMP;
     uint64_t high = hex8(stamp), low = hex8(stamp + 8);
     uint32_t number = high >> 8;
     uint64_t sent = (high & 0xff) << 32 | low;
-    if (memcmp(at, options.before.data, options.before.size) ||
+    if (!begins(at, size, c->before) || memcmp(stamp - options.lead.size, options.lead.data, options.lead.size) ||
         memcmp(stamp + STAMP, options.filler.data, options.filler.size)) {
         damaged++;
         return;
@@ -159,14 +195,13 @@ static void receive(struct client *c) {
     }
     reads++;
     uint64_t when = now();
-    size_t size = c->kept + got, at = 0;
+    size_t size = c->kept + got, at = 0, part;
     for (;;) {
-        struct bytes *noise = &options.noise;
-        if (noise->size && size - at >= noise->size && !memcmp(buffer + at, noise->data, noise->size))
-            at += noise->size;
-        else if (size - at >= frame) {
-            take(c, buffer + at, when);
-            at += frame;
+        if ((part = noise_at(buffer + at, size - at)))
+            at += part;
+        else if ((part = frame_at(buffer + at, size - at))) {
+            take(c, buffer + at, part, when);
+            at += part;
         } else
             break;
     }
@@ -266,13 +301,13 @@ static void greet(struct client *c) {
         refused(c);
         return;
     }
-    if (options.hello.size && send(c->fd, options.hello.data, options.hello.size, MSG_NOSIGNAL) < 0)
+    if (c->hello.size && send(c->fd, c->hello.data, c->hello.size, MSG_NOSIGNAL) < 0)
         fail("send");
     watch(c, EPOLLIN, EPOLL_CTL_MOD);
 }
 
 static void await_greeting(struct client *c) {
-    ssize_t got = recv(c->fd, c->rest + c->kept, frame + 1024 - c->kept, 0);
+    ssize_t got = recv(c->fd, c->rest + c->kept, frame + SLACK - c->kept, 0);
     if (got <= 0) {
         if (got == 0 || errno != EAGAIN)
             refused(c);
@@ -287,7 +322,7 @@ static void await_greeting(struct client *c) {
             watch(c, 0, EPOLL_CTL_MOD);
             finish(c);
         }
-    } else if (c->kept == frame + 1024)
+    } else if (c->kept == frame + SLACK)
         fail("no greeting");
 }
 
@@ -389,6 +424,19 @@ static struct bytes unhex(const char *text) {
     return b;
 }
 
+/* Return bytes for one client: where they name the channel --own, its last 4 letters become the client's number. */
+static struct bytes own(struct bytes shared, int number) {
+    const char *name = options.own.size ? memmem(shared.data, shared.size, options.own.data, options.own.size) : NULL;
+    if (!name)
+        return shared;
+    char digits[16];
+    snprintf(digits, sizeof digits, "%04d", number % 10000);
+    struct bytes copy = {malloc(shared.size), shared.size};
+    memcpy(copy.data, shared.data, shared.size);
+    memcpy(copy.data + (name - shared.data) + options.own.size - 4, digits, 4);
+    return copy;
+}
+
 static void parse(int count, char **words) {
     if (count < 2 || count % 2)
         fail("usage: load MODE --option value ...");
@@ -403,7 +451,7 @@ static void parse(int count, char **words) {
             {"--ready", 0, &options.ready}, {"--before", 0, &options.before},
             {"--after", 0, &options.after}, {"--noise", 0, &options.noise},
             {"--filler", 0, &options.filler}, {"--request", 0, &options.request},
-            {"--reply", 0, &options.reply},
+            {"--reply", 0, &options.reply}, {"--lead", 0, &options.lead}, {"--own", 0, &options.own},
         };
         bool known = !strcmp(name, "--seconds");
         if (known)
@@ -427,8 +475,8 @@ int main(int count, char **words) {
     filler->data = realloc(filler->data, filler->size + after->size + 1);
     memcpy(filler->data + filler->size, after->data, after->size);
     filler->size += after->size; /* they are compared together */
-    frame = options.before.size + STAMP + filler->size;
-    if (frame > sizeof buffer - READ_BYTES || options.request.size * options.pipeline > sizeof buffer) {
+    frame = options.before.size + options.lead.size + STAMP + filler->size;
+    if (frame + SLACK > sizeof buffer - READ_BYTES || options.request.size * options.pipeline > sizeof buffer) {
         fputs("load: messages, or requests, are too large\n", stderr);
         return 1;
     }
@@ -436,8 +484,10 @@ int main(int count, char **words) {
     epoll = epoll_create1(EPOLL_CLOEXEC);
     clients = calloc(options.clients, sizeof *clients);
     for (int i = 0; i < options.clients; i++) {
-        clients[i].rest = malloc(frame + 1024);
+        clients[i].rest = malloc(frame + SLACK);
         clients[i].reading = i >= options.stalled;
+        clients[i].hello = own(options.hello, i);
+        clients[i].before = own(options.before, i);
     }
     struct epoll_event input = {.events = EPOLLIN, .data.u32 = INPUT};
     epoll_ctl(epoll, EPOLL_CTL_ADD, 0, &input);

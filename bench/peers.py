@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.wires import CHANNEL, GREETED_LINES, LINES, MQTT, NATS, RESP, Wire
+from bench.wires import CHANNEL, CONTROL, GREETED_LINES, LINES, MQTT, NATS, RESP, Wire
 
 START_SECONDS = 20.0
 STOP_SECONDS = 20.0
@@ -186,9 +186,9 @@ def _beside_redis(command: Callable[[int, int], Sequence[str]]) -> Start:
     return start
 
 
-def _pushd(port: int, redis_port: int) -> Sequence[str]:
+def _pushd(port: int, redis_port: int, listener: str = "--port") -> Sequence[str]:
     twistd = str(Path(sys.executable).with_name("twistd"))
-    options = f"--port tcp:{port}:interface=127.0.0.1:backlog={BACKLOG} --channel {CHANNEL.decode()}"
+    options = f"{listener} tcp:{port}:interface=127.0.0.1:backlog={BACKLOG} --channel {CHANNEL.decode()}"
     return [
         twistd,
         "-n",
@@ -198,6 +198,10 @@ def _pushd(port: int, redis_port: int) -> Sequence[str]:
         "--redis",
         f"redis://127.0.0.1:{redis_port}",
     ]
+
+
+def _pushd_control(port: int, redis_port: int) -> Sequence[str]:
+    return [*_pushd(port, redis_port, "--control"), "--allow", f"{CHANNEL[:-4].decode()}*"]
 
 
 def _script(name: str) -> Callable[[int, int], Sequence[str]]:
@@ -225,6 +229,7 @@ def fed_pushd(feeder_port: int) -> Iterator[System]:
 
 
 PUSHD = Peer("pushd", LINES, "redis", _beside_redis(_pushd))
+PUSHD_CONTROL = Peer("pushd control", CONTROL, "redis", _beside_redis(_pushd_control), echoes=False)
 FLOOR = Peer("C floor", GREETED_LINES, "redis", _beside_redis(_floor), echoes=False)
 REDIS = Peer("Redis direct", RESP, "redis", _redis)
 NATS_SERVER = Peer("NATS", NATS, "nats", _nats, "nats-server", "nats-server")
@@ -232,4 +237,4 @@ MOSQUITTO = Peer("Mosquitto", MQTT, "mqtt", _mosquitto, "mosquitto", "mosquitto"
 NAIVE_TWISTED = Peer("naive Twisted", LINES, "redis", _beside_redis(_script("naive_twisted")))
 NAIVE_TORNADO = Peer("naive Tornado", LINES, "redis", _beside_redis(_script("naive_tornado")), slow=True)
 
-PEERS = (PUSHD, FLOOR, REDIS, NATS_SERVER, MOSQUITTO, NAIVE_TWISTED, NAIVE_TORNADO)
+PEERS = (PUSHD, PUSHD_CONTROL, FLOOR, REDIS, NATS_SERVER, MOSQUITTO, NAIVE_TWISTED, NAIVE_TORNADO)

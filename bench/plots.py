@@ -13,6 +13,7 @@ from bench.results import Medians
 
 COLOURS = {
     "pushd": "#c0392b",
+    "pushd control": "#e8998d",
     "C floor": "#7f8c8d",
     "Redis direct": "#e67e22",
     "NATS": "#2980b9",

@@ -1,6 +1,9 @@
 """Publishes messages as a process of its own: by the clock, as fast as they are acknowledged, or all at once.
 
     python -m bench.publisher WIRE PORT --messages M --size BYTES [--rate PER_SECOND | --window IN_FLIGHT]
+                              [--channels N]
+
+With channels M messages go to each of N, one to each after the other; a rate is that of all together.
 
 It prints one line of JSON at the end. What is sent all at once is prepared before, so that the server is the
 limit; its stamps then tell nothing.
@@ -15,7 +18,17 @@ import threading
 import time
 from collections.abc import Sequence
 
-from bench.wires import PUBLISH_MQTT, PUBLISH_NATS, PUBLISH_RESP, PublishWire, filler, micros, payload
+from bench.wires import (
+    CHANNEL,
+    PUBLISH_MQTT,
+    PUBLISH_NATS,
+    PUBLISH_RESP,
+    PublishWire,
+    filler,
+    micros,
+    own_channel,
+    payload,
+)
 
 WIRES = {"redis": PUBLISH_RESP, "nats": PUBLISH_NATS, "mqtt": PUBLISH_MQTT}
 
@@ -23,8 +36,9 @@ WIRES = {"redis": PUBLISH_RESP, "nats": PUBLISH_NATS, "mqtt": PUBLISH_MQTT}
 class Publisher:
     """A connection that publishes, and knows what has not been acknowledged."""
 
-    def __init__(self, wire: PublishWire, port: int, size: int) -> None:
+    def __init__(self, wire: PublishWire, port: int, size: int, channels: int = 0) -> None:
         self.number = 0
+        self._channels = [own_channel(number) for number in range(channels)]
         self._wire = wire
         self._filler = filler(size)
         self._unacknowledged = 0
@@ -53,9 +67,10 @@ class Publisher:
         return start
 
     def _next(self) -> bytes:
-        command = self._wire.command(payload(self.number, self._filler))
+        turn, channel = divmod(self.number, len(self._channels) or 1)
+        command = self._wire.command(payload(turn, self._filler))
         self.number += 1
-        return command
+        return command.replace(CHANNEL, self._channels[channel], 1) if self._channels else command
 
     def wait(self, window: int) -> int:
         """Return how many may be published now; at least one."""
@@ -71,14 +86,20 @@ class Publisher:
 
 
 def publish_at(publisher: Publisher, messages: int, rate: float) -> float:
-    """Publish one message at each of its times; return by how many seconds the latest of them was late."""
+    """Publish each message when it is due; return by how many seconds the latest of them was late.
+
+    What has become due while this slept is published together.
+    """
     start, late = time.monotonic(), 0.0
-    for number in range(messages):
-        due = start + number / rate
-        time.sleep(max(0.0, due - time.monotonic()))
-        late = max(late, time.monotonic() - due)
-        publisher.publish(1)
-        publisher.wait(1000)
+    while publisher.number < messages:
+        due = publisher.number / rate
+        time.sleep(max(0.0, start + due - time.monotonic()))
+        passed = time.monotonic() - start
+        late = max(late, passed - due)
+        room = publisher.wait(1000)
+        publisher.publish(
+            max(1, min(int(passed * rate) + 1, publisher.number + room, messages) - publisher.number)
+        )
     return late
 
 
@@ -97,15 +118,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, required=True)
     parser.add_argument("--rate", type=float)
     parser.add_argument("--window", type=int)
+    parser.add_argument("--channels", type=int, default=0)
     options = parser.parse_args(arguments)
-    publisher = Publisher(WIRES[options.wire], options.port, options.size)
+    publisher = Publisher(WIRES[options.wire], options.port, options.size, options.channels)
+    messages = options.messages * (options.channels or 1)
     start, late = micros(), 0.0
     if options.rate:
-        late = publish_at(publisher, options.messages, options.rate)
+        late = publish_at(publisher, messages, options.rate)
     elif options.window:
-        publish_within(publisher, options.messages, options.window)
+        publish_within(publisher, messages, options.window)
     else:
-        start = publisher.publish_prepared(options.messages)
+        start = publisher.publish_prepared(messages)
     publisher.wait(1)
     used = resource.getrusage(resource.RUSAGE_SELF)
     report = {

@@ -7,14 +7,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from bench import peers, procfs
 from bench.cases import Case, Echo, Fanout, Idle, Ingest, Storm
-from bench.peers import ROOT, BenchError, Peer, System, fed_pushd, free_port
-from bench.wires import LINES, STAMP_MASK, Wire, filler
+from bench.peers import PUSHD, PUSHD_CONTROL, ROOT, BenchError, Peer, System, fed_pushd, free_port
+from bench.wires import CHANNEL, LINES, STAMP_MASK, Wire, filler
 
 Figures = dict[str, float]
 """What a run measured, by name; the unit is the end of the name where it has one."""
@@ -119,6 +120,7 @@ def _load(mode: str, port: int, wire: Wire, clients: int, size: int, *options: o
         ("--hello", wire.hello),
         ("--ready", wire.ready),
         ("--before", wire.before(size)),
+        ("--lead", wire.lead),
         ("--after", wire.after),
         ("--noise", wire.noise),
         ("--filler", filler(size)),
@@ -179,26 +181,48 @@ def _received(report: dict[str, float], start_us: float) -> Figures:
 def run_fanout(peer: Peer, case: Fanout) -> Figures:
     """Publish to all clients; see ``_received`` and ``Usage`` for the figures."""
     messages = case.few if case.few and peer.slow else case.messages
-    pace = ("--rate", case.rate) if case.rate else ("--window", case.window)
-    load_options = ("--messages", messages, "--stalled", case.stalled)
+    publisher_options: tuple[object, ...] = ("--rate", case.rate) if case.rate else ("--window", case.window)
+    load_options: tuple[object, ...] = ("--messages", messages, "--stalled", case.stalled)
+    if case.own:
+        publisher_options += ("--channels", case.clients)
+        load_options += ("--own", CHANNEL.hex())
+    wire, options = _chosen(peer, case)
     with (
-        peer.start(case.options if peer.name == "pushd" else ()) as system,
-        _load("receive", system.port, peer.wire, case.clients, case.size, *load_options) as load,
+        peer.start(options) as system,
+        _load("receive", system.port, wire, case.clients, case.size, *load_options) as load,
         contextlib.ExitStack() as stack,
     ):
         load.ready()
         prober = stack.enter_context(_prober(peer, system)) if case.probed else None
         time.sleep(SETTLE_SECONDS)
         usage = Usage(system)
-        with _publisher(peer, system, messages, case.size, *pace) as publisher:
+        with _publisher(peer, system, messages, case.size, *publisher_options) as publisher:
             published = publisher.report(FINISH_SECONDS)
         report = load.report(FINISH_SECONDS)
         figures = usage.figures() | _received(report, published["start_us"])
         figures["publisher_busy"] = published["cpu"] / published["seconds"]
         figures["late_ms"] = published["late_ms"]
         figures["cpu_per_delivery_us"] = 1e6 * figures["server_cpu_s"] / figures["deliveries"]
-        figures["cpu_per_message_ms"] = 1e3 * figures["server_cpu_s"] / messages
+        if case.own:
+            figures["broker_cpu_per_delivery_us"] = 1e6 * figures["broker_cpu_s"] / figures["deliveries"]
+        else:
+            figures["cpu_per_message_ms"] = 1e3 * figures["server_cpu_s"] / messages
         return figures | (_probed(prober) if prober else {})
+
+
+def _chosen(peer: Peer, case: Fanout) -> tuple[Wire, Sequence[str]]:
+    """Return how clients speak to a peer in a case, and its options.
+
+    The slow policy is pushd's, or in its control protocol each client's.
+    """
+    if peer is PUSHD:
+        return peer.wire, (*case.options, *(("--slow", case.slow) if case.slow else ()))
+    if peer is not PUSHD_CONTROL:
+        return peer.wire, ()
+    hello = peer.wire.hello
+    if case.slow:
+        hello = hello.replace(b"\n", f" SLOW {case.slow}\n".encode())
+    return replace(peer.wire, hello=hello), case.options
 
 
 def run_ingest(peer: Peer, case: Ingest) -> Figures:

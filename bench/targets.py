@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from bench.results import Medians
 from pushd.chunks import SEND_BYTES
 
+SLOW = ("disconnect", "skip", "latest")
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -76,10 +78,18 @@ def targets(medians: Medians) -> Iterator[Target]:
         )
     yield _at_most("wide, p99, of NATS", 0.8, ratio("wide", "p99_ms", "NATS"))
     yield _at_most("wide, memory, of NATS", 0.25, ratio("wide", "rss_bytes", "NATS"))
+    for case in ("burst", "steady", *(f"stalled, {slow}" for slow in SLOW)):
+        ours, lines = (medians.get(case, peer, "cpu_per_delivery_us") for peer in ("pushd control", "pushd"))
+        yield _at_most(f"{case}, CPU of the control protocol, of the line protocol", 1.3, _ratio(ours, lines))
+    for what, figure, judge in (("deliveries/s", "per_second", _at_least), ("p99", "p99_ms", _at_most)):
+        ours, redis = (
+            medians.get("many channels", peer, figure) for peer in ("pushd control", "Redis direct")
+        )
+        yield judge(f"many channels, {what}, of Redis direct", 1, _ratio(ours, redis))
     for case in ("ingest", "ingest, fed"):
         yield _at_least(case, 1_000_000, medians.get(case, "pushd", "per_second"), "/s")
     quiet = medians.get("all read", "pushd", "p99_ms")
-    for slow in ("disconnect", "skip", "latest"):
+    for slow in SLOW:
         stalled = medians.get(f"stalled, {slow}", "pushd", "p99_ms")
         yield _at_most(f"stalled, {slow}: p99, of all read", 1.2, _ratio(stalled, quiet))
         growth = medians.get(f"stalled, {slow}", "pushd", "rss_growth_bytes")

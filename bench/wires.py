@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 CHANNEL = b"bench"
+"""The channel of all, or as long as each client's own."""
+
 STAMP_MASK = 0xFFFFFFFFFF
 """Stamps count microseconds in 40 bits: they wrap around after twelve days."""
 
@@ -19,6 +21,9 @@ class Wire:
 
     A client sends hello and is connected when it has received ready. A message is before(payload size), the
     payload, after. What equals noise may stand between messages. request is answered by reply.
+
+    With lead frames are lines: something more stands between before and lead, which the payload follows. What
+    stands between messages are lines, too, that begin with noise, and go on with another byte than a message.
     """
 
     hello: bytes
@@ -28,6 +33,7 @@ class Wire:
     noise: bytes
     request: bytes
     reply: bytes
+    lead: bytes = b""
 
 
 def _mqtt_length(size: int) -> bytes:
@@ -67,6 +73,16 @@ GREETED_LINES = Wire(
     noise=b"",
     request=b"",
     reply=b"",
+)
+CONTROL = Wire(
+    hello=b"SUBSCRIBE %b\n" % CHANNEL,
+    ready=b'"upstream":"up"}\n',
+    before=lambda _: b'{"type":"message","channel":"%b","offset":' % CHANNEL,
+    after=b'"}\n',
+    noise=b'{"type":"',
+    request=b"",
+    reply=b"",
+    lead=b'","data":"',
 )
 RESP = Wire(
     hello=b"SUBSCRIBE %b\r\n" % CHANNEL,
@@ -132,6 +148,11 @@ PUBLISH_NATS = PublishWire(
     mark=b"+",
 )
 PUBLISH_MQTT = PublishWire(hello=MQTT_CONNECT, ready=MQTT_CONNACK, command=_mqtt_publish, mark=b"\x40")
+
+
+def own_channel(number: int) -> bytes:
+    """Return the channel of one client, where each has its own; the generator names them alike."""
+    return CHANNEL[:-4] + b"%04d" % number
 
 
 def filler(size: int) -> bytes:

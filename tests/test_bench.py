@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.report import render
+from bench.report import MANY, render
 from bench.results import Medians, Result
 from bench.targets import Target, pass_costs, targets
 
@@ -52,6 +52,28 @@ def test_a_target_is_reached_or_not(redis: float, verdict: str) -> None:
     )
     assert found(medians, "burst, deliveries/s, of Redis").verdict == verdict
     assert found(medians, "burst, deliveries/s, of NATS").verdict == "not measured"
+
+
+@pytest.mark.parametrize(("cost", "verdict"), [(1.3, "yes"), (1.31, "**no**")])
+def test_the_control_protocol_is_compared_with_the_line_protocol(cost: float, verdict: str) -> None:
+    costs = {"pushd": 1.0, "pushd control": cost}
+    medians = Medians(Result("steady", peer, {"cpu_per_delivery_us": value}) for peer, value in costs.items())
+    assert found(medians, "steady, CPU of the control").verdict == verdict
+    assert found(medians, "burst, CPU of the control").verdict == "not measured"
+
+
+def test_many_channels_are_compared_with_redis() -> None:
+    names = [name for _, name, *_ in MANY]
+    peers = {"pushd control": 2.0, "Redis direct": 4.0}
+    medians = Medians(
+        Result("many channels", peer, dict.fromkeys(names, value)) for peer, value in peers.items()
+    )
+    assert found(medians, "many channels, p99, of Redis").verdict == "yes"
+    assert found(medians, "many channels, deliveries/s, of Redis").verdict == "**no**"
+    report = render(medians, [])
+    assert "| broker CPU us |" in report
+    assert "| p99 ms: of pushd control |" in report
+    assert "| 2.00 x |\n" in report
 
 
 def test_the_report_shows_ratios_and_what_is_missing() -> None:
