@@ -1,6 +1,5 @@
 """A subscribed connection to Redis: confirms topic by topic, hands on messages, and notices a dead peer."""
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
@@ -32,41 +31,25 @@ class ProbeListener(Protocol):
         """Take note of what came back."""
 
 
-class _Payloads(dict[bytes, list[bytes]]):
-    """What one read brings, by name; a name that was not asked for is a protocol error at that very place."""
+class _Brought(dict[bytes, list[bytes]]):
+    """The payloads that one read brings, by name, and of patterns the channels beside them.
+
+    A name that was not asked for is a protocol error at that very place.
+    """
+
+    __slots__ = ("channels", "topics")
 
     def __init__(self, topics: Mapping[bytes, Topic | None]) -> None:
-        super().__init__()
         self.topics = topics
+        self.channels: dict[bytes, list[bytes]] = {}
 
     def __missing__(self, name: bytes) -> list[bytes]:
         if name not in self.topics:
             raise hiredis.ProtocolError("a message that was not asked for")
         payloads: list[bytes] = []
         self[name] = payloads
+        self.channels[name] = []
         return payloads
-
-
-class _Read:
-    """What one read brings, by kind and name, until it is taken."""
-
-    def __init__(self, topics: Mapping[Kind, Mapping[bytes, Topic | None]]) -> None:
-        self.channels = _Payloads(topics[Kind.CHANNEL])
-        self.patterns = _Payloads(topics[Kind.PATTERN])
-        self.shards = _Payloads(topics[Kind.SHARD])
-        self.origins: defaultdict[bytes, list[bytes]] = defaultdict(list)  # channels, by pattern
-
-    def take(self) -> list[Batch]:
-        """Return what has come since the last time."""
-        batches = [
-            Batch(topic, messages, self.origins[name] if payloads is self.patterns else ())
-            for payloads in (self.channels, self.patterns, self.shards)
-            for name, messages in payloads.items()
-            if (topic := payloads.topics[name])
-        ]
-        for names in (self.channels, self.patterns, self.shards, self.origins):
-            names.clear()
-        return batches
 
 
 class RedisSubscriber(RedisConnection):
@@ -192,8 +175,8 @@ class RedisSubscriber(RedisConnection):
         self.give_up(Reason.TIMEOUT, f"no answer to {asked} within {self._timeout:g} s")
 
     def _read_replies(self) -> bool:
-        read = _Read(self._topics)
-        channels, patterns, shards = read.channels, read.patterns, read.shards
+        brought = [_Brought(self._topics[kind]) for kind in (Kind.CHANNEL, Kind.PATTERN, Kind.SHARD)]
+        channels, patterns, shards = brought
         names: dict[bytes, bytes] = {}  # so that equal ones are kept once
         some = False
         try:
@@ -208,7 +191,7 @@ class RedisSubscriber(RedisConnection):
                     ):
                         if not channel.startswith(PROBE_PREFIX):
                             patterns[name].append(payload)
-                            read.origins[name].append(names.setdefault(channel, channel))
+                            patterns.channels[name].append(names.setdefault(channel, channel))
                     case [b"smessage", name, payload] if type(name) is bytes and type(payload) is bytes:
                         shards[name].append(payload)
                     case [b"message" | b"pmessage" | b"smessage", *_]:
@@ -217,20 +200,25 @@ class RedisSubscriber(RedisConnection):
                         self.give_up(Reason.MOVED, "its slot has moved to another node")
                     case _:
                         # What is told of a topic is told behind the messages that came before.
-                        self._hand_on(read.take())
+                        self._hand_on(brought)
                         if not self._answered(reply):
                             break
         finally:
-            self._hand_on(read.take())
+            self._hand_on(brought)
         return some
 
-    def _hand_on(self, batches: Sequence[Batch]) -> None:
-        for batch in batches:
-            if self._probe and batch.topic == self._probe.topic:
-                for payload in batch.payloads:
-                    self._probe.heard(payload)
-            else:
-                self._deliver(batch)
+    def _hand_on(self, brought: Sequence[_Brought]) -> None:
+        """Deliver what has come since the last time."""
+        for payloads in filter(None, brought):
+            for name, messages in payloads.items():
+                if (topic := payloads.topics[name]) is None:
+                    continue
+                if self._probe and topic == self._probe.topic:
+                    for payload in messages:
+                        self._probe.heard(payload)
+                else:
+                    self._deliver(Batch(topic, messages, payloads.channels[name] or ()))
+            payloads.clear()
 
     def connectionLost(self, why: Failure) -> None:
         """End with the connection what belongs to it."""
