@@ -282,7 +282,7 @@ async def test_txredisapi(broker: Broker, reactor: "ReactorBase") -> None:
         await ensureDeferred(client()).addTimeout(TIMEOUT, cast("Any", reactor))
     finally:
         await factory.disconnect()
-    assert broker.batches == [Batch(UPDATES, [b"\xff"]), Batch(NEWS, [b"007"])]
+    assert broker.batches == [Batch(UPDATES, [b"\xff"]), Batch(NEWS, [b"007"], [b"news.tech"])]
 
 
 @pytest.mark.parametrize("words", [("PUBLISH", "updates", "hello"), ("-t", "ping")])
