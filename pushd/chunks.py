@@ -2,6 +2,7 @@
 
 from pushd.encoders import Encoder
 from pushd.log import MESSAGE_OVERHEAD, Log, cost_of
+from pushd.message import Position
 
 SEND_BYTES = 96 * 1024
 """About what one send holds at most: larger units leave the processor's cache and meet full sockets."""
@@ -19,17 +20,16 @@ class Chunk:
     __slots__ = ("cost", "cut", "data", "end", "gaps", "written")
 
     def __init__(self, log: Log, cursor: int, encoder: Encoder) -> None:
-        place = log.position(cursor)
-        if gap := log.gap_after(cursor):
-            self.data = encoder.source_gap(place, gap)
+        run = log.read(cursor, SEND_BYTES, encoder.framing)
+        place = Position(run.offset, run.gaps)
+        if run.gap:
+            self.data = encoder.source_gap(place, run.gap)
             self.end = cursor + 1  # the cursor of who has been sent it
             self.cost = MESSAGE_OVERHEAD  # as the log counts
         else:
-            payloads = log.read(cursor, SEND_BYTES, encoder.framing)
-            channels = log.channels(cursor, len(payloads))
-            self.data = encoder.messages(place, payloads, channels)
-            self.end = cursor + len(payloads)
-            self.cost = cost_of(payloads, channels)
+            self.data = encoder.messages(place, run.payloads, run.channels)
+            self.end = cursor + len(run.payloads)
+            self.cost = cost_of(run.payloads, run.channels)
         self.written = log.written_at(self.end)
         self.gaps = log.gaps_at(self.end)
         self.cut = self.end < log.head  # more was there than one send holds

@@ -188,7 +188,7 @@ class Hub:
             if cursor < log.tail:
                 self._fall_off(subscription)
                 return
-            if subscription.has_untold_gap and not subscription.outlet.lagging:
+            if subscription.untold is not None and not subscription.outlet.lagging:
                 subscription.tell_gap()
             if not subscription.outlet.lagging:
                 chunk = subscription.chunks.read(cursor)

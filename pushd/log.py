@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import islice
 
 from pushd.message import Position, SourceGap
@@ -40,6 +40,19 @@ class _Segment:
         self.payloads: list[bytes] = []
         self.channels: list[bytes] = []  # of the payloads, in the log of a pattern
         self.cost = 0 if gap is None else MESSAGE_OVERHEAD
+
+
+class Run:
+    """Messages in a row, or one source gap, and what is before them. In a pattern's log, with channels."""
+
+    __slots__ = ("channels", "gap", "gaps", "offset", "payloads")
+
+    def __init__(self, offset: int, gaps: int, gap: SourceGap | None) -> None:
+        self.offset = offset
+        self.gaps = gaps
+        self.gap = gap
+        self.payloads: list[bytes] = []
+        self.channels: list[bytes] = []
 
 
 class Log:
@@ -115,35 +128,29 @@ class Log:
             self._cost -= self._segments.popleft().cost
             self.tail = self._segments[0].start
 
-    def gap_after(self, cursor: int) -> SourceGap | None:
-        """Return the source gap that is the next entry after a cursor, if it is one."""
-        return None if cursor == self.head else self._segments[self._index(cursor)].gap
+    def read(self, cursor: int, limit: int, framing: int) -> Run:
+        """Return what comes after a cursor: a source gap, or the messages up to the next one.
 
-    def read(self, cursor: int, limit: int, framing: int) -> list[bytes]:
-        """Return the messages after a cursor, up to a source gap: what fits into limit bytes, at least one.
-
-        Framing is what each needs beside its payload. There are none at the head, and before a source gap.
-        The cursor must not be below the tail: what is missing there is for the caller to say.
+        Of messages as many as fit into limit bytes, where each needs framing bytes beside its payload; at
+        least one. The cursor must not be below the tail: what is missing there is for the caller to say.
         """
-        taken: list[bytes] = []
-        for payload in self._after(cursor):
-            limit -= len(payload) + framing
-            if limit < 0 and taken:
-                break
-            taken.append(payload)
-        return taken
-
-    def channels(self, cursor: int, count: int) -> list[bytes]:
-        """Return the channels of so many messages after a cursor; none where the log is not of a pattern."""
-        channels: list[bytes] = []
         index = self._index(cursor)
-        while count > 0 and self._segments[index].channels:
-            segment = self._segments[index]
-            named = segment.channels[max(0, cursor - segment.start) :][:count]
-            channels += named
-            count -= len(named)
+        segment = self._segments[index]
+        run = Run(cursor - segment.gaps, segment.gaps, segment.gap)
+        start = cursor - segment.start
+        while segment.gap is None:
+            payloads = segment.payloads[start:]
+            size = sum(map(len, payloads)) + framing * len(payloads)
+            if size > limit:
+                payloads = _fitting(payloads, limit, framing, least=not run.payloads)
+            run.payloads += payloads
+            run.channels += segment.channels[start : start + len(payloads)]
+            limit -= size
             index += 1
-        return channels
+            if limit < 0 or index == len(self._segments):
+                break
+            segment, start = self._segments[index], 0
+        return run
 
     def position(self, cursor: int) -> Position:
         """Return the place of a cursor that is not below the tail."""
@@ -172,12 +179,15 @@ class Log:
         return segment.written + sum(map(len, islice(segment.payloads, cursor - segment.start)))
 
     def _index(self, cursor: int) -> int:
+        if cursor >= self._segments[-1].start:  # as it nearly always is
+            return len(self._segments) - 1
         return bisect_right(self._segments, cursor, key=lambda segment: segment.start) - 1
 
-    def _after(self, cursor: int) -> Iterator[bytes]:
-        first = self._index(cursor)
-        for index in range(first, len(self._segments)):
-            segment = self._segments[index]
-            if segment.gap:
-                return
-            yield from islice(segment.payloads, max(0, cursor - segment.start), None)
+
+def _fitting(payloads: list[bytes], limit: int, framing: int, *, least: int) -> list[bytes]:
+    """Return the first payloads that fit into limit bytes, and at least so many."""
+    for count, payload in enumerate(payloads):
+        limit -= len(payload) + framing
+        if limit < 0:
+            return payloads[: max(count, least)]
+    return payloads

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 
 class Kind(Enum):
@@ -29,8 +30,7 @@ class Topic:
         return quoted if self.kind is Kind.CHANNEL else f"{self.kind.value} {quoted}"
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(NamedTuple):
     """All messages of one topic that one read brought, oldest first: never empty, bytes as published.
 
     Of a pattern, the channel of each message, too.
@@ -53,8 +53,7 @@ class SourceGap:
     until: float
 
 
-@dataclass(frozen=True, slots=True)
-class Position:
+class Position(NamedTuple):
     """A place between two entries of a log: so many messages and source gaps are before it."""
 
     offset: int

@@ -30,8 +30,8 @@ def start_in(log: Log, label: str, wanted: From | Last | None) -> Start:
             return _at(log, log.head)
         case Last(messages):
             return _at(log, log.back(messages))
-        case From(text):
-            place = read_id(label, text)
+        case _:
+            place = read_id(label, wanted.id)
             return _unknown(log) if place is None else _after(log, place)
 
 

@@ -209,7 +209,7 @@ class Session:
                 self._connection.reply(reports.status(*who, self._subscriptions, self._channels))
             case Help():
                 self._tell("help", commands=list(USAGE.values()))
-            case Quit():
+            case _:  # Quit
                 self.say_goodbye("quit")
                 self._close()
 

@@ -49,7 +49,6 @@ class Subscription:
 
     __slots__ = (
         "_joined",
-        "_untold",
         "active",
         "chunks",
         "cursor",
@@ -58,6 +57,7 @@ class Subscription:
         "missed",
         "outlet",
         "policy",
+        "untold",
         "written",
     )
 
@@ -71,7 +71,7 @@ class Subscription:
         self.cursor = cursor
         self.written = feed.log.written_at(cursor)  # bytes of payload up to the cursor
         self.gaps = self._joined = feed.log.gaps_at(cursor)  # source gaps of the log up to the cursor
-        self._untold: Position | None = None  # where the gap begins that the client has not been told of
+        self.untold: Position | None = None  # where what was left out begins that it was not told of
 
     @property
     def source_gaps(self) -> int:
@@ -86,16 +86,11 @@ class Subscription:
     @property
     def position(self) -> Position:
         """The place up to which the client has been sent, or told that it missed, everything."""
-        return self._untold or Position(self.cursor - self.gaps, self.gaps)
-
-    @property
-    def has_untold_gap(self) -> bool:
-        """Whether something was left out that the client has not been told of."""
-        return self._untold is not None
+        return self.untold or Position(self.cursor - self.gaps, self.gaps)
 
     def skip(self, cursor: int) -> int:
         """Move the cursor forward; return how many messages that leaves out."""
-        self._untold = self.position
+        self.untold = self.position
         gaps = self.feed.log.gaps_at(cursor)
         missed = cursor - self.cursor - (gaps - self.gaps)
         self.missed += missed
@@ -107,6 +102,6 @@ class Subscription:
     def tell_gap(self) -> None:
         """Send what was left out since the client was last told, if its wire format can say that."""
         gap = Gap(self.position, Position(self.cursor - self.gaps, self.gaps))
-        self._untold = None
+        self.untold = None
         if frame := self.chunks.encoder.gap(gap):
             self.outlet.send(frame)

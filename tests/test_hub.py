@@ -446,7 +446,7 @@ def test_what_was_left_out_is_told_once_before_the_next_message() -> None:
     world.settle()
     # The client takes no more behind the gap's line: what is left out then is another gap.
     assert outlet.received == b"missed0-2+0\r\n"
-    assert not subscription.has_untold_gap
+    assert subscription.untold is None
     world.publish(b"four")
     outlet.on_send = lambda: None
     outlet.lagging = False
@@ -660,7 +660,7 @@ class Delivery(RuleBasedStateMachine):
                 assert int(line[:6]) == place
                 place += 1
         assert place == subscription.position.offset
-        if subscription.active and not subscription.has_untold_gap:
+        if subscription.active and subscription.untold is None:
             assert gaps == subscription.source_gaps
 
     def teardown(self) -> None:

@@ -23,7 +23,7 @@ def numbered(first: int, count: int, size: int = 100) -> list[bytes]:
 def test_is_empty_at_first() -> None:
     log = Log(1024)
     assert (log.tail, log.head, log.written) == (0, 0, 0)
-    assert log.read(0, GENEROUS, FRAMING) == []
+    assert log.read(0, GENEROUS, FRAMING).payloads == []
     assert log.written_at(0) == 0
 
 
@@ -32,7 +32,7 @@ def test_numbers_messages_from_1_across_batches() -> None:
     log.append([b"one", b"two"])
     log.append([b"three"])
     assert log.head == 3
-    assert [log.read(cursor, GENEROUS, FRAMING) for cursor in range(4)] == [
+    assert [log.read(cursor, GENEROUS, FRAMING).payloads for cursor in range(4)] == [
         [b"one", b"two", b"three"],
         [b"two", b"three"],
         [b"three"],
@@ -44,15 +44,15 @@ def test_reads_as_many_as_fit_and_at_least_one() -> None:
     log = Log(GENEROUS)
     log.append([b"12345678", b"12345678", b"12345678"])
     two = 2 * (8 + FRAMING)
-    assert len(log.read(0, two, FRAMING)) == 2
-    assert len(log.read(0, two - 1, FRAMING)) == 1
-    assert len(log.read(0, 0, FRAMING)) == 1
+    assert len(log.read(0, two, FRAMING).payloads) == 2
+    assert len(log.read(0, two - 1, FRAMING).payloads) == 1
+    assert len(log.read(0, 0, FRAMING).payloads) == 1
 
 
 def test_a_read_of_empty_payloads_ends() -> None:
     log = Log(GENEROUS)
     log.append([b""] * 1000)
-    assert len(log.read(0, 100 * FRAMING, FRAMING)) == 100
+    assert len(log.read(0, 100 * FRAMING, FRAMING).payloads) == 100
 
 
 def test_reads_across_segments() -> None:
@@ -60,8 +60,8 @@ def test_reads_across_segments() -> None:
     payloads = numbered(1, 3000)
     for payload in payloads:
         log.append([payload])
-    assert log.read(0, GENEROUS, FRAMING) == payloads
-    assert log.read(1234, GENEROUS, FRAMING) == payloads[1234:]
+    assert log.read(0, GENEROUS, FRAMING).payloads == payloads
+    assert log.read(1234, GENEROUS, FRAMING).payloads == payloads[1234:]
 
 
 def test_evicts_the_oldest_segments_above_the_limit() -> None:
@@ -70,7 +70,7 @@ def test_evicts_the_oldest_segments_above_the_limit() -> None:
     payloads = numbered(1, 5000)
     for payload in payloads:
         log.append([payload])
-    kept = log.read(log.tail, GENEROUS, FRAMING)
+    kept = log.read(log.tail, GENEROUS, FRAMING).payloads
     assert kept == payloads[log.tail :]
     assert log.head == 5000
     assert limit - SEGMENT_BYTES < sum(len(payload) + MESSAGE_OVERHEAD for payload in kept) <= limit
@@ -89,7 +89,7 @@ def test_keeps_the_newest_batch_whole_even_above_the_limit() -> None:
     big = [b"x" * SEGMENT_BYTES, b"y" * SEGMENT_BYTES]
     log.append(big)
     assert log.tail == 1
-    assert log.read(1, GENEROUS, FRAMING) == big
+    assert log.read(1, GENEROUS, FRAMING).payloads == big
 
 
 def test_counts_what_was_written_up_to_a_cursor() -> None:
@@ -117,7 +117,7 @@ def test_behaves_like_a_list_that_forgets_its_beginning(
     assert log.head == len(everything)
     assert 0 <= log.tail <= log.head
     cursor = log.tail + seed % (log.head - log.tail + 1)
-    read = log.read(cursor, room, FRAMING)
+    read = log.read(cursor, room, FRAMING).payloads
     assert read == everything[cursor : cursor + len(read)]
     assert bool(read) == (cursor < log.head)
     assert len(read) == max(fits(everything[cursor:], room), min(1, log.head - cursor))
@@ -137,7 +137,9 @@ def test_the_bound_holds_whatever_the_size_of_batches(count: int) -> None:
     log = Log(limit)
     for first in range(0, 10_000, count):
         log.append(numbered(first, count))
-        cost = sum(len(payload) + MESSAGE_OVERHEAD for payload in log.read(log.tail, GENEROUS, FRAMING))
+        cost = sum(
+            len(payload) + MESSAGE_OVERHEAD for payload in log.read(log.tail, GENEROUS, FRAMING).payloads
+        )
         assert cost <= limit or log.head - log.tail == count
 
 
@@ -147,14 +149,14 @@ def test_a_source_gap_is_an_entry_between_messages() -> None:
     log.append_gap(GAP)
     log.append([b"three"])
     assert (log.head, log.gaps, log.written) == (4, 1, 11)
-    assert [log.read(cursor, GENEROUS, FRAMING) for cursor in range(5)] == [
+    assert [log.read(cursor, GENEROUS, FRAMING).payloads for cursor in range(5)] == [
         [b"one", b"two"],
         [b"two"],
         [],
         [b"three"],
         [],
     ]
-    assert [log.gap_after(cursor) for cursor in range(5)] == [None, None, GAP, None, None]
+    assert [log.read(cursor, GENEROUS, FRAMING).gap for cursor in range(5)] == [None, None, GAP, None, None]
     assert [log.gaps_at(cursor) for cursor in range(5)] == [0, 0, 0, 1, 1]
     assert [log.written_at(cursor) for cursor in range(5)] == [0, 3, 6, 6, 11]
 
