@@ -1,4 +1,4 @@
-"""The command-line client with --control as its users have it, with a server whose test says its part."""
+"""The command-line client with --control as its users have it."""
 
 import json
 import os
@@ -6,16 +6,23 @@ import pty
 import re
 import signal
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jwt
 import pytest
+import redis
 
+from tests.control_clients import CONTROL, control_ports
 from tests.control_server import ControlServer
-from tests.harness import TIMEOUT, free_port
+from tests.harness import TIMEOUT, Pushd, free_port
 from tests.programs import Piped, Stream
 
 SCORES = ("--subscribe", "scores")
+SECRET = "a secret of thirty-two bytes and more"
+
+Start = Callable[..., tuple[Pushd, int]]
 
 
 class Following(Piped):
@@ -35,6 +42,28 @@ def server() -> Iterator[ControlServer]:
 def lines(*texts: str) -> bytes:
     """Return what standard error holds then."""
     return "".join(f"pushd-client: {text}\n" for text in texts).encode()
+
+
+def token(expires: float) -> str:
+    claims = {"exp": int(expires), "pushd": {"subscribe": ["scores"]}}
+    return jwt.encode(claims, SECRET, "HS256")
+
+
+def publisher(pushd: Pushd) -> redis.Redis:
+    return redis.Redis(port=pushd.broker_port(), socket_timeout=TIMEOUT)
+
+
+def publish(pushd: Pushd, *payloads: object) -> None:
+    """Publish to the channel scores."""
+    with publisher(pushd) as broker:
+        for payload in payloads:
+            broker.publish("scores", str(payload))
+
+
+def publish_until(pushd: Pushd, program: Following) -> None:
+    """Publish again and again until the client prints it: it is subscribed then."""
+    while not program.output.now():
+        publish(pushd, "ready")
 
 
 class TestOutput:
@@ -243,3 +272,94 @@ class TestTokens:
             said = lines("the server asks for a token: say where it is with --token-file")
             assert program.end() == (1, b"", said)
             client.hear_end()
+
+
+class TestWithPushd:
+    """What a real pushd does on demand."""
+
+    @pytest.fixture
+    def start(self, start_pushd: Callable[..., Pushd]) -> Start:
+        def start(*options: str, control: str = CONTROL) -> tuple[Pushd, int]:
+            pushd = start_pushd(
+                "--control", control, "--channel", "scores", "--redis", "embedded:0", *options
+            )
+            (port,) = control_ports(pushd)
+            return pushd, port
+
+        return start
+
+    def test_begins_with_the_last_messages(self, start: Start) -> None:
+        pushd, port = start()
+        publish(pushd, *range(1, 6))
+        with Following(port, *SCORES, "--last", "2") as program:
+            program.output.wait(lambda got: got == b"4\n5\n")
+            publish(pushd, 6)
+            program.output.wait(lambda got: got == b"4\n5\n6\n")
+
+    def test_begins_behind_an_id(self, start: Start) -> None:
+        pushd, port = start()
+        publish(pushd, *range(1, 4))
+        with Following(port, *SCORES, "--last", "3", "--json") as program:
+            printed = program.output.wait(lambda got: got.count(b"\n") == 4)
+        second = json.loads(printed.splitlines()[2])
+        assert second["data"] == "2"
+        with Following(port, *SCORES, "--from", second["id"]) as program:
+            program.output.wait(lambda got: got == b"3\n")
+
+    def test_misses_nothing_when_it_is_cut_off_again_and_again(self, start: Start) -> None:
+        pushd, port = start("--idle-timeout", "0.2")
+        with Following(port, *SCORES, "--strict") as program, publisher(pushd) as broker:
+            number = 0
+            while program.errors.now().count(b"said goodbye (idle)") < 5:
+                broker.publish("scores", number := number + 1)
+            printed = program.output.wait(lambda got: got.endswith(b"\n%d\n" % number))
+        got = [int(line) for line in printed.splitlines()]
+        assert got == list(range(got[0], number + 1))
+
+    def test_a_pushd_that_was_started_again_has_forgotten(self, start: Start) -> None:
+        port = free_port()
+        endpoint = f"tcp:{port}:interface=127.0.0.1"
+        pushd, _ = start(control=endpoint)
+        with Following(port) as program, Following(port, *SCORES, "--strict") as strict:
+            for each in (program, strict):
+                publish_until(pushd, each)
+            pushd.terminate()
+            start(control=endpoint)
+            said = b"pushd-client: gap on scores: unknown how many messages missed (unknown)\n"
+            program.errors.wait(lambda got: got.endswith(said + b"pushd-client: subscribed\n"))
+            assert b"said goodbye (drain); trying again in " in program.errors.now()
+            assert strict.wait(TIMEOUT) == 3
+            assert strict.errors.end().endswith(said)
+
+    def test_a_reader_that_stops_for_many_heartbeats(self, start: Start) -> None:
+        pushd, port = start("--heartbeat", "0.2", "--history", "1M", "--send-buffer", "16K")
+        payload = "x" * 10_000
+        with Following(port, *SCORES, "--slow", "skip") as program, publisher(pushd) as broker:
+            publish_until(pushd, program)
+            for number in range(3000):
+                broker.publish("scores", f"{number} {payload}")
+                time.sleep(0.001)
+            broker.publish("scores", "the end")
+            output = program.output.wait(lambda got: got.endswith(b"the end\n"))
+            errors = program.errors.wait(lambda got: got.endswith(b"(slow)\n"))
+        told = re.findall(rb"gap on scores: (\d+) messages missed \(slow\)\n", errors)
+        assert len(told) == errors.count(b"\n")
+        assert output.count(payload.encode()) + sum(map(int, told)) == 3000
+
+    def test_what_is_not_allowed(self, start: Start) -> None:
+        _, port = start()
+        with Following(port, "--subscribe", "secrets") as program:
+            said = lines("this client may not subscribe to secrets (forbidden)")
+            assert program.end() == (1, b"", said)
+
+    def test_a_token_that_is_renewed(self, start: Start, tmp_path: Path) -> None:
+        key, path = tmp_path / "key", tmp_path / "token"
+        key.write_text(SECRET)
+        pushd, port = start("--jwt-key", str(key))
+        path.write_text(token(time.time() + 1))
+        with Following(port, *SCORES, "--token-file", str(path)) as program:
+            program.errors.wait(lambda got: b"token-expired)" in got)
+            path.write_text(token(time.time() + 1000))
+            program.errors.wait(lambda got: got.endswith(b"pushd-client: subscribed\n"))
+            publish(pushd, "x")
+            program.output.wait(lambda got: got == b"x\n")
