@@ -138,8 +138,8 @@ def parse(line: bytes) -> Command | None:
         raise CommandError("bad-encoding", "the line is not UTF-8") from None
     if words.ended:
         return None
-    name = (words.word() or "").upper()
-    read = _COMMANDS.get(name) if name.isascii() else None
+    name = _upper(words.word() or "")
+    read = _COMMANDS.get(name)
     if read is None:
         raise CommandError("unknown-command", f"there is no such command; allowed: {', '.join(USAGE)}")
     try:
@@ -180,7 +180,7 @@ class _Words:
     def keyword(self, *allowed: str) -> str | None:
         """Take one of some words, in any case, and return it as it is given here; None for any other."""
         found = self._word.match(self._line, self._at)
-        if found is None or (keyword := found[0].upper()) not in allowed:
+        if found is None or (keyword := _upper(found[0])) not in allowed:
             return None
         self.word()
         return keyword
@@ -224,6 +224,11 @@ class _Words:
             self._at = found.end()
 
 
+def _upper(word: str) -> str:
+    """Return a word in upper case; one that is not ASCII as it is, since such letters may have ASCII's."""
+    return word.upper() if word.isascii() else word
+
+
 def _encoded(text: str) -> bytes:
     try:
         return text.encode()
@@ -261,7 +266,7 @@ def _count(word: str | None) -> int:
 
 def _slow(word: str | None) -> SlowPolicy:
     try:
-        return SlowPolicy((word or "").lower())
+        return SlowPolicy(_upper(word or "").lower())
     except ValueError:
         raise _WrongError("that is not a slow policy") from None
 

@@ -56,7 +56,8 @@ class Events:
         self._named = named(topic)
         self._label = label
         self._start = f'{{"type":"message",{_members(self._named)},'
-        self.framing = len(f'{self._start}"offset":1000000,"id":"{label}-1000000","data":""}}\n')
+        frame = f'{self._start}"channel":"","offset":1000000,"id":"{label}-1000000","data":""}}\n'
+        self.framing = len(frame.encode())
 
     def messages(self, after: Position, payloads: Sequence[bytes], channels: Sequence[bytes]) -> bytes:
         """Encode messages."""

@@ -3,7 +3,7 @@
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
-from itertools import islice
+from itertools import accumulate, islice, zip_longest
 
 from pushd.message import Position, SourceGap
 
@@ -131,20 +131,22 @@ class Log:
     def read(self, cursor: int, limit: int, framing: int) -> Run:
         """Return what comes after a cursor: a source gap, or the messages up to the next one.
 
-        Of messages as many as fit into limit bytes, where each needs framing bytes beside its payload; at
-        least one. The cursor must not be below the tail: what is missing there is for the caller to say.
+        Of messages as many as fit into limit bytes, where each needs framing bytes beside its payload and
+        channel; at least one. The cursor must not be below the tail: what is missing there is for the caller
+        to say.
         """
         index = self._index(cursor)
         segment = self._segments[index]
         run = Run(cursor - segment.gaps, segment.gaps, segment.gap)
         start = cursor - segment.start
         while segment.gap is None:
-            payloads = segment.payloads[start:]
-            size = sum(map(len, payloads)) + framing * len(payloads)
+            payloads, channels = segment.payloads[start:], segment.channels[start:]
+            size = sum(map(len, payloads)) + sum(map(len, channels)) + framing * len(payloads)
             if size > limit:
-                payloads = _fitting(payloads, limit, framing, least=not run.payloads)
+                count = _fitting(payloads, channels, limit, framing) or (not run.payloads)
+                payloads, channels = payloads[:count], channels[:count]
             run.payloads += payloads
-            run.channels += segment.channels[start : start + len(payloads)]
+            run.channels += channels
             limit -= size
             index += 1
             if limit < 0 or index == len(self._segments):
@@ -184,10 +186,11 @@ class Log:
         return bisect_right(self._segments, cursor, key=lambda segment: segment.start) - 1
 
 
-def _fitting(payloads: list[bytes], limit: int, framing: int, *, least: int) -> list[bytes]:
-    """Return the first payloads that fit into limit bytes, and at least so many."""
-    for count, payload in enumerate(payloads):
-        limit -= len(payload) + framing
-        if limit < 0:
-            return payloads[: max(count, least)]
-    return payloads
+def _fitting(payloads: Sequence[bytes], channels: Sequence[bytes], limit: int, framing: int) -> int:
+    """Return how many of the first messages, of more than fit, fit into limit bytes."""
+    sizes = (
+        len(payload) + len(channel) for payload, channel in zip_longest(payloads, channels, fillvalue=b"")
+    )
+    return next(
+        count for count, total in enumerate(accumulate(sizes)) if total + framing * (count + 1) > limit
+    )

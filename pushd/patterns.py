@@ -34,7 +34,7 @@ class Pattern:
         A star of the other can only be part of what a star of this one takes: ``?*`` does not cover ``*?``,
         although both match the same names.
         """
-        return self._match(other._items, _takes_all)
+        return self._match(other._items, _takes_all) if other._items else not self._items
 
     def _match(self, subject: Sequence[T], takes: Callable[[bytes, T], bool]) -> bool:
         """Match a sequence, where takes tells whether an item that is not a star takes an element of it."""
