@@ -15,7 +15,7 @@ from pushd.encoders import Lines
 from pushd.hub import Hub
 from pushd.message import Batch, Topic
 from pushd.metrics import Metrics
-from pushd.outlet import PIECE_BYTES, REPLIES_BYTES, Outlet
+from pushd.outlet import MOST_REPLIES_BYTES, PIECE_BYTES, REPLIES_BYTES, Outlet
 from pushd.settings import SlowPolicy
 from tests.clients import Kernel, TlsClient
 from tests.integration.certificates import write_certificate
@@ -154,6 +154,65 @@ def test_reading_pauses_while_replies_pile_up_and_goes_on_once_they_are_gone() -
     world.kernel.make_room(10**6)
     assert not world.reader.paused
     assert world.kernel.received == b"echo\r\n" * replies + b"from a read that was under way\r\n"
+
+
+def replies_that_wait(world: World) -> int:
+    return len(world.outlet._replies)
+
+
+def test_a_client_is_ended_by_one_reply_more_than_may_wait(logged: list[str]) -> None:
+    world = World(room=0)
+    world.subscribe()
+    world.outlet.send(b"x" * 1000)
+    reply = b"." * 999 + b"\n"
+    while replies_that_wait(world) <= MOST_REPLIES_BYTES:
+        world.outlet.reply(reply)
+    assert not world.kernel.aborted
+    assert replies_that_wait(world) <= MOST_REPLIES_BYTES + len(reply)
+    world.outlet.reply(reply)
+    assert world.kernel.aborted
+    assert logged == ["Disconnected 192.0.2.1:4242: it does not read what it is told"]
+    assert replies_that_wait(world) == 0
+    world.outlet.reply(reply)
+    world.publish(b"one")
+    assert world.outlet.closing
+    assert replies_that_wait(world) == 0
+    assert len(logged) == 1
+
+
+def test_a_client_that_reads_in_time_gets_all_replies_that_may_wait() -> None:
+    world = World(room=1)
+    replies = [b"%06d" % number + b"." * 1000 for number in range(MOST_REPLIES_BYTES // 1006 + 1)]
+    for _ in range(3):
+        for reply in replies:
+            world.outlet.reply(reply)
+        assert world.reader.paused
+        world.kernel.make_room(10**9)
+        assert not world.reader.paused
+        assert world.kernel.received == b"".join(replies)
+        world.kernel.sends.clear()
+        world.kernel.room = 1
+
+
+def test_frames_do_not_count_as_replies() -> None:
+    world = World(room=0)
+    world.subscribe()
+    world.publish(b"x" * 2 * MOST_REPLIES_BYTES)
+    world.outlet.reply(b"echo\r\n")
+    assert not world.reader.paused
+    world.kernel.make_room(10**9)
+    assert world.kernel.received.endswith(b"x\r\necho\r\n")
+
+
+def test_one_large_reply_waits_like_a_frame_and_the_next_behind_it() -> None:
+    world = World(room=10)
+    large = b"." * 3 * MOST_REPLIES_BYTES
+    world.outlet.reply(large)
+    world.outlet.reply(large)
+    assert not world.kernel.aborted
+    assert world.reader.paused
+    world.outlet.reply(b"one too many")
+    assert world.kernel.aborted
 
 
 def test_closing_waits_for_what_is_left_and_takes_no_more() -> None:
