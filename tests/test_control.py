@@ -408,7 +408,8 @@ class TestGoodbyes:
         client.kernel.make_room(10**6)
         assert not client.protocol.paused
         world.clock.advance(1)
-        assert client.types()[-1] == "idle" or client.kernel.closed
+        assert client.types()[-1] == "bye"
+        assert client.kernel.closed
 
     def test_heartbeats_do_not_keep_an_idle_client(self) -> None:
         world = World(idle_timeout=60.0)

@@ -296,7 +296,7 @@ class TestAnswers:
             '{"type":"message","channel":"scores","offset":3,"id":"k3f9ab.1-3","data":"3:0"}',
         ]
 
-    @pytest.mark.parametrize("id_", ["k3f9aa.1-2", "k3f9ab.2-0", "k3f9ab.1-3", "k3f9ab.1-2+1", "nonsense"])
+    @pytest.mark.parametrize("id_", ["k3f9aa.1-2", "k3f9ab.2-0", "k3f9ab.1-3", "k3f9ab.1-1+1", "nonsense"])
     def test_subscribe_from_an_unknown_id(self, world: World, id_: str) -> None:
         world.subscribed("SUBSCRIBE scores")
         world.publish(SCORES, b"1:0", b"2:0")
@@ -325,6 +325,19 @@ class TestAnswers:
             '{"type":"gap","channel":"scores","from":4,"to":8,"missed":5,"reason":"evicted","id":"k3f9ab.1-8"}',
         ]
         assert [json.loads(line)["type"] for line in messages] == ["message", "message", "gap"]
+
+    @pytest.mark.parametrize("id_", ["k3f9ab.1-3+1", "k3f9ab.1-0+4"])
+    def test_subscribe_from_an_id_that_never_was_before_what_is_kept(self, id_: str) -> None:
+        world = World(history=1000)
+        world.subscribed("SUBSCRIBE scores SLOW skip").outlet.lagging = True
+        for number in range(10):
+            world.publish(SCORES, b"%d" % number + b"." * 399)
+        client = world.client()
+        client.say(f"SUBSCRIBE scores FROM {id_}")
+        assert [(event["type"], event.get("reason")) for event in client.heard()] == [
+            ("subscribed", None),
+            ("gap", "unknown"),
+        ]
 
     def test_subscribe_from_before_a_source_gap_that_is_no_longer_kept(self) -> None:
         world = World(history=1000)
