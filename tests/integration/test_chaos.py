@@ -7,7 +7,8 @@ import pytest_twisted
 from twisted.internet.defer import Deferred, DeferredSemaphore, gatherResults
 
 from pushd.message import SourceGap
-from tests.chaos import Entry, Published, check, read, survive
+from tests.chaos import Entry, Published, check, read, survive, told
+from tests.control_clients import Event
 from tests.harness import RedisServer
 
 AT_ONCE = 10
@@ -41,3 +42,18 @@ def test_the_check_sees_what_is_wrong() -> None:
         with pytest.raises(AssertionError):
             check(wrong, published)
     assert read(b"0 f4dbdf21\r\n0 f4dbdf22\r\ngap 1.5 2.5\r\n") == [0, None, SourceGap(1.5, 2.5)]
+
+
+def test_the_check_sees_what_a_control_client_is_not_told() -> None:
+    name: Event = {"channel": "scores"}
+    start: Event = {"type": "subscribed", **name, "offset": 0, "id": "e-0", "upstream": "up"}
+    one: Event = {"type": "message", **name, "offset": 1, "id": "e-1", "data": "0 f4dbdf21"}
+    down: Event = {"type": "heartbeat", "upstream": "down", "offsets": {"scores": 0}}
+    times = {"since": "1970-01-01T00:00:01.500Z", "until": "1970-01-01T00:00:02.500Z"}
+    gap = {"type": "gap", **name, "reason": "source", "missed": None, "id": "e-0+1", **times}
+    assert read(told([start, down, gap, one])) == [SourceGap(1.5, 2.5), 0]
+    beyond: Event = {"offsets": {"scores": 2}}
+    wrongs = ([start, one, one], [start, down, one], [start, one, down], [start, one, down | beyond])
+    for wrong in wrongs:
+        with pytest.raises(AssertionError):
+            told(wrong)
