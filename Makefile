@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test chaos lint format bench bench-quick clean
+.PHONY: run test chaos churn lint format bench bench-quick clean
 
 # A pushd to try: it brings its own broker, so that nothing else has to be installed.
 run: .venv/installed
@@ -20,6 +20,13 @@ test: .venv/tested
 SEEDS := 0:1000
 chaos: .venv/tested
 	$(BIN)/python -m pytest tests/integration/test_chaos.py --chaos-seeds=$(SEEDS)
+
+# What make test does with fewer: clients that come and go while messages pass, and count what they get.
+CLIENTS := 1000
+MESSAGES := 100000
+SECONDS := 60
+churn: .venv/tested
+	$(BIN)/python -m pytest tests/integration/test_churn.py -s --churn=$(CLIENTS):$(MESSAGES):$(SECONDS)
 
 lint: .venv/linted
 	$(BIN)/ruff format --check .

@@ -19,8 +19,11 @@ settings.load_profile("pushd")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let `make chaos` choose what is played."""
+    """Let `make chaos` and `make churn` choose what is played."""
     parser.addoption("--chaos-seeds", default="0:100", metavar="FROM:TO", help="schedules of harm to play")
+    parser.addoption(
+        "--churn", default="100:5000:4", metavar="CLIENTS:MESSAGES:SECONDS", help="who come and go"
+    )
 
 
 @pytest.fixture
