@@ -79,7 +79,13 @@ class PushService(MultiService):
         self._admission = Admission(self._most_clients(reserved), settings.max_clients_per_ip, self.metrics)
         lines = LineFactory(terms_of_lines(settings), self.hub, self._admission, reactor)
         sessions = ControlFactory(
-            terms_of_control(settings), self.hub, self._channels, self._publish, self._admission, reactor
+            terms_of_control(settings),
+            self.hub,
+            self._channels,
+            self._publish,
+            self._admission,
+            reactor,
+            time.time,
         )
         self._factories = (lines, sessions)
         self._listeners = (

@@ -105,6 +105,7 @@ class World:
             self.publisher,
             self.admission,
             self.clock,
+            self.clock.seconds,
         )
         self._later = later
 

@@ -168,6 +168,7 @@ class ControlWorld:
             lambda _command, _answer: None,
             Admission(CLIENTS, None, Metrics()),
             self.clock,
+            self.clock.seconds,
         )
         self.kernels = [Kernel() for _ in range(CLIENTS)]
         for kernel in self.kernels:

@@ -1,8 +1,7 @@
 """The control protocol: commands in words, answers and messages as JSON lines; see docs/protocol.md."""
 
 import random
-import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.internet.protocol import connectionDone
@@ -93,7 +92,7 @@ class ControlProtocol(ClientConnection):
             channels=factory.channels,
             publish=factory.publish,
             clock=factory.clock,
-            wall=time.time,
+            wall=factory.wall,
             close=self.close,
         )
         self._session.begin()
@@ -151,8 +150,10 @@ class ControlFactory(ClientFactory):
         publish: Publisher,
         admission: Admission,
         clock: IReactorTime,
+        wall: Callable[[], float],
     ) -> None:
         super().__init__(hub, admission, clock, terms.idle_timeout)
+        self.wall = wall  # the seconds since 1970, by which tokens expire
         self.terms = terms
         self.channels = channels
         self.publish = publish
