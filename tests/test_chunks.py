@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import pytest
 
 from pushd.chunks import SEND_BYTES, SHARED_CHUNKS, Chunks
-from pushd.encoders import Lines
-from pushd.log import Log
-from pushd.message import Position, SourceGap
+from pushd.encoders import Encoder, Events, Lines
+from pushd.log import MESSAGE_OVERHEAD, Log, cost_of
+from pushd.message import Kind, Position, SourceGap, Topic
 
 
 class World:
@@ -30,7 +30,7 @@ class Counting(Lines):
         self._world.encodings += 1
         return super().messages(after, payloads, channels)
 
-    def source_gap(self, after: Position, gap: SourceGap) -> bytes:  # noqa: ARG002
+    def source_gap(self, after: Position, gap: SourceGap) -> bytes:
         return b"gap %d\r\n" % gap.until
 
 
@@ -92,3 +92,62 @@ def test_a_source_gap_is_a_chunk_of_its_own_in_order_with_messages(world: World)
         (b"two\r\n", 3, 1, False),
     ]
     assert [chunk.written for chunk in chunks] == [3, 3, 6]
+
+
+def test_a_chunk_counts_as_in_the_log() -> None:
+    log = Log(1024**2)
+    chunks = Chunks(log, Lines(Topic(b"news.*", Kind.PATTERN), "k3f9ab.1"), set())
+    cost = log.append([b"one", b"two"], [b"news.a", b"news.b"])
+    log.append_gap(SourceGap(1, 2))
+    assert [chunks.read(cursor).cost for cursor in range(3)] == [
+        cost,
+        cost_of([b"two"], [b"news.b"]),
+        MESSAGE_OVERHEAD,
+    ]
+
+
+def test_a_source_gap_that_cannot_be_said_is_passed_over() -> None:
+    log = Log(1024**2)
+    chunks = Chunks(log, Lines(Topic(b"updates"), "k3f9ab.1"), set())
+    log.append_gap(SourceGap(1, 2))
+    chunk = chunks.read(0)
+    assert (chunk.data, chunk.end, chunk.gaps, chunk.cut) == (b"", 1, 1, False)
+
+
+def test_messages_of_a_pattern_say_their_channels() -> None:
+    log = Log(1024**2)
+    chunks = Chunks(log, Events(Topic(b"news.*", Kind.PATTERN), "k3f9ab.1"), set())
+    log.append([b"one", b"two", b"three"], [b"news.a", b"news.b", b"news.a"])
+    assert chunks.read(1).data == (
+        b'{"type":"message","pattern":"news.*","channel":"news.b","offset":2,"id":"k3f9ab.1-2","data":"two"}\n'
+        b'{"type":"message","pattern":"news.*","channel":"news.a","offset":3,"id":"k3f9ab.1-3","data":"three"}\n'
+    )
+
+
+SCORES = Topic(b"scores")
+NEWS = Topic(b"news.*", Kind.PATTERN)
+LONG = Topic("\u20ac".encode() * 300)
+
+
+@pytest.mark.parametrize(
+    ("topic", "encoder", "channel"),
+    [
+        (SCORES, Lines(SCORES, "k3f9ab.1"), b""),
+        (SCORES, Events(SCORES, "k3f9ab.1"), b""),
+        (LONG, Events(LONG, "k3f9ab.123456"), b""),
+        (NEWS, Events(NEWS, "k3f9ab.1"), b"news.sport"),
+        (NEWS, Events(NEWS, "k3f9ab.1"), b"news." + b"x" * 1000),
+    ],
+    ids=["lines", "events", "long name", "pattern", "long channels"],
+)
+@pytest.mark.parametrize("size", [1, 100, 4000])
+def test_a_full_chunk_is_about_what_one_send_holds(
+    topic: Topic, encoder: Encoder, channel: bytes, size: int
+) -> None:
+    """What frames add is a guess, that of lines more than they do."""
+    log = Log(100 * 1024**2)
+    log.append([b"x" * size] * 20_000, [channel] * 20_000 if channel else ())
+    chunk = Chunks(log, encoder, set()).read(0)
+    assert chunk.cut
+    least = 0.25 if isinstance(encoder, Lines) and size == 1 else 0.75
+    assert least * SEND_BYTES < len(chunk.data) < 1.1 * SEND_BYTES

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pushd.log import MESSAGE_OVERHEAD, SEGMENT_BYTES, Log
-from pushd.message import SourceGap
+from pushd.log import CHANNEL_OVERHEAD, MESSAGE_OVERHEAD, SEGMENT_BYTES, Log, cost_of
+from pushd.message import Position, SourceGap
 
 GENEROUS = 10**9
 FRAMING = 8
@@ -179,3 +179,110 @@ def test_gaps_are_evicted_as_messages_are() -> None:
     assert (log.head, log.gaps, log.tail) == (101, 100, 85)
     assert log.newest == log.back(1) == log.tail
     assert log.gaps_at(log.tail) == 84
+
+
+def test_messages_of_a_pattern_have_channels() -> None:
+    log = Log(GENEROUS)
+    log.append([b"one", b"two"], [b"a", b"b"])
+    log.append_gap(GAP)
+    log.append([b"three"], [b"a"])
+    runs = [log.read(cursor, GENEROUS, FRAMING) for cursor in range(4)]
+    assert [(run.payloads, run.channels, run.gap) for run in runs] == [
+        ([b"one", b"two"], [b"a", b"b"], None),
+        ([b"two"], [b"b"], None),
+        ([], [], GAP),
+        ([b"three"], [b"a"], None),
+    ]
+
+
+def test_channels_take_room_as_payloads_do() -> None:
+    log = Log(GENEROUS)
+    log.append([b"1234"] * 3, [b"1234", b"", b"12345678"])
+    sizes = [8 + FRAMING, 4 + FRAMING, 12 + FRAMING]
+    assert len(log.read(0, sum(sizes), FRAMING).payloads) == 3
+    assert len(log.read(0, sum(sizes) - 1, FRAMING).payloads) == 2
+    assert len(log.read(0, sum(sizes[:2]) - 1, FRAMING).channels) == 1
+
+
+def test_channels_count_against_the_limit() -> None:
+    payloads, channels = [b"12345", b""], [b"news.sport", b"news.tech"]
+    assert cost_of(payloads) == 5 + 2 * MESSAGE_OVERHEAD
+    assert cost_of(payloads, channels) == 24 + 2 * (MESSAGE_OVERHEAD + CHANNEL_OVERHEAD)
+    assert Log(GENEROUS).append(payloads) == cost_of(payloads)
+    assert Log(GENEROUS).append(payloads, channels) == cost_of(payloads, channels)
+
+
+def test_long_channels_of_empty_payloads_fill_a_log() -> None:
+    limit = 2 * SEGMENT_BYTES
+    log = Log(limit)
+    for _ in range(1000):
+        log.append([b""], [b"c" * 1000])
+    kept = log.read(log.tail, GENEROUS, FRAMING)
+    assert limit - SEGMENT_BYTES < cost_of(kept.payloads, kept.channels) <= limit
+
+
+Entry = tuple[bytes, bytes] | SourceGap
+messages = st.lists(st.tuples(st.binary(max_size=200), st.binary(max_size=50)), min_size=1, max_size=5)
+histories = st.lists(messages | st.builds(SourceGap, st.integers(0, 9), st.integers(10, 19)), max_size=25)
+
+
+def log_of(history: list[list[tuple[bytes, bytes]] | SourceGap], limit: int) -> tuple[Log, list[Entry]]:
+    """Return the log of a pattern, and a list of all its entries, those too that are not kept."""
+    log = Log(limit)
+    entries: list[Entry] = []
+    for part in history:
+        if isinstance(part, SourceGap):
+            log.append_gap(part)
+            entries.append(part)
+        else:
+            log.append([payload for payload, _ in part], [channel for _, channel in part])
+            entries += part
+    return log, entries
+
+
+@given(histories, st.integers(0, 6000), st.integers(0, 600))
+def test_behaves_like_a_list_with_gaps(
+    history: list[list[tuple[bytes, bytes]] | SourceGap], limit: int, room: int
+) -> None:
+    log, entries = log_of(history, limit)
+    assert log.head == len(entries)
+    assert log.gaps == gaps_in(entries)
+    kept = [cursor for cursor in range(log.tail, log.head) if not isinstance(entries[cursor], SourceGap)]
+    assert log.newest == (max(kept) if kept else log.tail)
+    for count in range(len(kept) + 2):
+        assert log.back(count) == (
+            log.head if not count else kept[-count] if count <= len(kept) else log.tail
+        )
+    for cursor in range(log.tail, log.head + 1):
+        gaps = gaps_in(entries[:cursor])
+        assert log.gaps_at(cursor) == gaps
+        assert log.position(cursor) == Position(cursor - gaps, gaps)
+        assert log.position(cursor).cursor == cursor
+        assert log.written_at(cursor) == sum(
+            len(entry[0]) for entry in entries[:cursor] if not isinstance(entry, SourceGap)
+        )
+    for cursor in range(log.tail, log.head):
+        run = log.read(cursor, room, FRAMING)
+        assert (run.offset, run.gaps) == log.position(cursor)
+        assert (list(zip(run.payloads, run.channels, strict=True)), run.gap) == what_comes(
+            entries[cursor:], room
+        )
+
+
+def gaps_in(entries: list[Entry]) -> int:
+    return sum(isinstance(entry, SourceGap) for entry in entries)
+
+
+def what_comes(entries: list[Entry], room: int) -> tuple[list[tuple[bytes, bytes]], SourceGap | None]:
+    """Return the messages at the beginning that fit, one of them in any case, or the gap there."""
+    if isinstance(entries[0], SourceGap):
+        return [], entries[0]
+    run: list[tuple[bytes, bytes]] = []
+    for entry in entries:
+        if isinstance(entry, SourceGap):
+            break
+        room -= len(entry[0]) + len(entry[1]) + FRAMING
+        if room < 0 and run:
+            break
+        run.append(entry)
+    return run, None
