@@ -158,15 +158,13 @@ class _WrongError(Exception):
 class _Words:
     """Takes a line apart, from left to right."""
 
-    _space = re.compile(r"[ \t]*")
     _word = re.compile(r'[^\x00-\x20\x7f"][^\x00-\x20\x7f]*')
     _text = re.compile(r'[^\x00-\x20\x7f"][^\x00-\x08\x0a-\x1f\x7f]*')
     _strings = json.JSONDecoder()
 
     def __init__(self, text: str) -> None:
-        self._line = text.rstrip(" \t")
+        self._line = text.strip(" \t")
         self._at = 0
-        self._skip_space()
 
     @property
     def ended(self) -> bool:
@@ -207,21 +205,19 @@ class _Words:
             raise _WrongError("that is no string of JSON") from None
         if self._line[end : end + 1] not in ("", " ", "\t"):
             raise _WrongError("there is no space behind a string of JSON")
-        self._at = end
-        self._skip_space()
+        self._go_to(end)
         return str(value)
 
     def _take(self, what: re.Pattern[str]) -> str | None:
         found = what.match(self._line, self._at)
         if found is None:
             return None
-        self._at = found.end()
-        self._skip_space()
+        self._go_to(found.end())
         return found[0]
 
-    def _skip_space(self) -> None:
-        if found := self._space.match(self._line, self._at):
-            self._at = found.end()
+    def _go_to(self, end: int) -> None:
+        """Go on behind what has been taken, and the space there."""
+        self._at = len(self._line) - len(self._line[end:].lstrip(" \t"))
 
 
 def _upper(word: str) -> str:
@@ -266,8 +262,8 @@ def _count(word: str | None) -> int:
 
 def _slow(word: str | None) -> SlowPolicy:
     try:
-        return SlowPolicy(_upper(word or "").lower())
-    except ValueError:
+        return SlowPolicy[_upper(word or "")]
+    except KeyError:
         raise _WrongError("that is not a slow policy") from None
 
 

@@ -132,8 +132,8 @@ class Log:
         """Return what comes after a cursor: a source gap, or the messages up to the next one.
 
         Of messages as many as fit into limit bytes, where each needs framing bytes beside its payload and
-        channel; at least one. The cursor must not be below the tail: what is missing there is for the caller
-        to say.
+        channel; at least one. The cursor must be below the head, and not below the tail: what is missing
+        there is for the caller to say.
         """
         index = self._index(cursor)
         segment = self._segments[index]

@@ -38,15 +38,15 @@ class Pattern:
 
     def _match(self, subject: Sequence[T], takes: Callable[[bytes, T], bool]) -> bool:
         """Match a sequence, where takes tells whether an item that is not a star takes an element of it."""
-        items = self._items
+        items, count = self._items, len(self._items)
         at = position = 0
         after_star = resume = -1
         while position < len(subject):
-            item = items[at] if at < len(items) else b""
+            item = items[at] if at < count else b""
             if item is None:
                 at += 1
                 after_star, resume = at, position
-            elif takes(item, subject[position]):
+            elif at < count and takes(item, subject[position]):
                 at += 1
                 position += 1
             elif after_star >= 0:
@@ -55,7 +55,7 @@ class Pattern:
                 at, position = after_star, resume
             else:
                 return False
-        return at == len(items) or items[at:] == (None,)
+        return at == count or items[at:] == (None,)
 
 
 def _takes_all(item: bytes, other: bytes | None) -> bool:

@@ -1,5 +1,6 @@
 """The twistd plugin's side: options to settings, settings to a service."""
 
+import gc
 import os
 import signal
 import time
@@ -235,6 +236,9 @@ def makeService(options: Options) -> "PushService":
         service.listen()
     except SettingsError as error:
         raise SystemExit(f"pushd: {error}") from None
+    # What is there by now stays. To look at it for garbage takes long enough to be felt by clients.
+    gc.collect()
+    gc.freeze()
     reactor.addSystemEventTrigger("before", "shutdown", _hurry_on_signals, service, reactor)
     return service
 
