@@ -6,7 +6,6 @@ from bench.cases import Case, Echo, Fanout, Idle, Ingest, Storm
 from bench.peers import (
     FLOOR,
     MOSQUITTO,
-    NAIVE_TORNADO,
     NAIVE_TWISTED,
     NATS_SERVER,
     PEERS,
@@ -73,12 +72,12 @@ FULL: tuple[tuple[Case, tuple[Peer, ...]], ...] = (
 _QUICK_PEERS = (PUSHD, FLOOR, REDIS, NATS_SERVER)
 
 QUICK: tuple[tuple[Case, tuple[Peer, ...]], ...] = (
-    (BURST, (*_BOTH, *_QUICK_PEERS[1:], NAIVE_TWISTED, NAIVE_TORNADO)),
-    (replace(STEADY, messages=250), (*_BOTH, *_QUICK_PEERS[1:])),
-    (replace(MANY, messages=60), (PUSHD_CONTROL, REDIS)),
+    (BURST, (*_BOTH, *_QUICK_PEERS[1:], NAIVE_TWISTED)),
+    (replace(STEADY, messages=150), (*_BOTH, *_QUICK_PEERS[1:])),
+    (replace(MANY, messages=40), (PUSHD_CONTROL, REDIS)),
     (replace(WIDE, messages=20), _QUICK_PEERS),
     (INGEST_FED, (PUSHD,)),
     (ECHOES[1], (PUSHD, NAIVE_TWISTED)),
-    (IDLE, _QUICK_PEERS),
+    (IDLE, (PUSHD, REDIS, NATS_SERVER)),
 )
 """What two minutes allow."""
