@@ -251,7 +251,7 @@ def test_a_name_is_covered_if_it_is_matched(pattern: bytes, name: bytes) -> None
 )
 def test_steps_are_bounded(pattern: bytes, name: bytes) -> None:
     one, other = Pattern(pattern), Pattern(name)
-    bound = 4 * len(pattern) * len(name)
+    bound = 6 * len(pattern) * len(name)
     assert calls(lambda: one.covers(other)) < bound
     assert calls(lambda: one.matches(name)) < bound
 
