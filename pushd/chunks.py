@@ -30,9 +30,9 @@ class Chunk:
             self.data = encoder.messages(place, run.payloads, run.channels)
             self.end = cursor + len(run.payloads)
             self.cost = cost_of(run.payloads, run.channels)
-        self.written = log.written_at(self.end)
-        self.gaps = log.gaps_at(self.end)
         self.cut = self.end < log.head  # more was there than one send holds
+        self.written = log.written_at(self.end) if self.cut else log.written
+        self.gaps = log.gaps_at(self.end) if self.cut else log.gaps
 
 
 class Chunks:

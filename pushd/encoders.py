@@ -1,6 +1,7 @@
 """Messages and gaps to bytes: one encoder for each log and wire format."""
 
 from collections.abc import Callable, Sequence
+from itertools import count, repeat
 from typing import Protocol
 
 from pushd.events import event, named, quoted, show_time, told
@@ -63,15 +64,12 @@ class Events:
         """Encode messages."""
         before, behind = id_parts(self._label, after.gaps)
         middle, end = f',"id":"{before}', f'{behind}",'
-        starts = self._starts(channels) if channels else [f'{self._start}"offset":'] * len(payloads)
-        return "".join(
-            [
-                f"{start}{offset}{middle}{offset}{end}{_data(payload)}}}\n"
-                for offset, (start, payload) in enumerate(
-                    zip(starts, payloads, strict=True), after.offset + 1
-                )
-            ]
-        ).encode()
+        starts = self._starts(channels) if channels else repeat(f'{self._start}"offset":')
+        frames = [
+            f"{start}{offset}{middle}{offset}{end}{_data(payload)}}}\n"
+            for offset, payload, start in zip(count(after.offset + 1), payloads, starts, strict=False)
+        ]
+        return "".join(frames).encode()
 
     def _starts(self, channels: Sequence[bytes]) -> list[str]:
         starts = {

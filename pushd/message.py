@@ -24,6 +24,9 @@ class Topic:
     name: bytes
     kind: Kind = Kind.CHANNEL
 
+    def __hash__(self) -> int:
+        return hash(self.name)  # there are few kinds, and their own hash would take longer
+
     def __str__(self) -> str:
         text = self.name.decode("utf-8", "backslashreplace")
         quoted = f'"{text if text.isprintable() else repr(text)[1:-1]}"'
