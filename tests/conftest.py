@@ -26,6 +26,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_collection_finish() -> None:
+    """Leave what is there before the first test out of what each test looks at for garbage."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def redis_server() -> Iterator[RedisServer]:
     """Start a real redis-server for one test."""
