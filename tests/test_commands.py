@@ -154,6 +154,7 @@ def test_what_is_a_command(line: str, command: Command | None) -> None:
         (rb'PUBLISH a "\udc00"', "bad-arguments", "PUBLISH"),
         (b"PING \x01", "bad-arguments", "PING"),
         (b"PING a\r", "bad-arguments", "PING"),
+        (b"PING a \x7f", "bad-arguments", "PING"),
         (rb'PING "\ud800"', "bad-arguments", "PING"),
         (b"STATUS now", "bad-arguments", "STATUS"),
         (b"HELP PING", "bad-arguments", "HELP"),
@@ -340,8 +341,11 @@ BEYOND_THE_GRAMMAR = f"(a name of 1 to {MAX_NAME_BYTES} bytes|half of a surrogat
 
 
 def check_agreement(line: str, *, is_in_grammar: bool) -> None:
-    """Check that the parser takes what the grammar does, but for what is said beside it."""
-    read = outcome(line.encode())
+    """Check that the parser takes what the grammar does, but for what is said beside it.
+
+    A line comes to it without its terminator.
+    """
+    read = outcome(line.removesuffix("\n").removesuffix("\r").encode())
     if isinstance(read, CommandError):
         assert not is_in_grammar or re.match(BEYOND_THE_GRAMMAR, str(read))
     else:
@@ -352,14 +356,16 @@ def check_agreement(line: str, *, is_in_grammar: bool) -> None:
 @example('PING say "hi"')
 @example(" ")
 @example("\u017ftatus")
+@example("\r")
+@example("PING\r\r")
 def test_the_parser_agrees_with_the_grammar(line: str) -> None:
-    check_agreement(line, is_in_grammar=LINE.fullmatch(f"{line}\n") is not None)
+    check_agreement(f"{line}\n", is_in_grammar=LINE.fullmatch(f"{line}\n") is not None)
 
 
 @given(Grammar(RULES, Strategies()).rule("line"))
 def test_the_parser_takes_what_the_grammar_makes(line: str) -> None:
     assert LINE.fullmatch(line)
-    check_agreement(line.removesuffix("\n").removesuffix("\r"), is_in_grammar=True)
+    check_agreement(line, is_in_grammar=True)
 
 
 def test_help_and_the_document_list_the_same_commands() -> None:
