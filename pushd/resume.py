@@ -49,6 +49,6 @@ def _after(log: Log, place: Position) -> Start:
             return _unknown(log)
         return Start(place, place.cursor, is_complete=log.gaps == place.gaps)
     gap = Gap(place, log.position(log.tail))
-    if place.cursor > log.head or gap.messages < 0 or gap.source_gaps < 0:
+    if gap.messages < 0 or gap.source_gaps < 0:  # as where the place is beyond the head
         return _unknown(log)
     return Start(place, log.tail, is_complete=False, gap=gap)
