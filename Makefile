@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test chaos churn lint format bench bench-quick clean
+.PHONY: run test chaos churn fuzz lint format bench bench-quick clean
 
 # A pushd to try: it brings its own broker, so that nothing else has to be installed.
 run: .venv/installed
@@ -27,6 +27,11 @@ MESSAGES := 100000
 SECONDS := 60
 churn: .venv/tested
 	$(BIN)/python -m pytest tests/integration/test_churn.py -s --churn=$(CLIENTS):$(MESSAGES):$(SECONDS)
+
+# What make test does for seconds, led by coverage: what strangers send the control listener, and nobody should.
+RUNS := 100000
+fuzz: .venv/fuzzed
+	$(BIN)/python -m tests.fuzz_control -runs=$(RUNS)
 
 lint: .venv/linted
 	$(BIN)/ruff format --check .
@@ -62,6 +67,10 @@ clean:
 
 .venv/benched: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	touch $@
+
+.venv/fuzzed: .venv/tested
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
 	touch $@
 
 .venv/linted: .venv/tested .venv/benched
