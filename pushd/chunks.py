@@ -25,14 +25,16 @@ class Chunk:
         if run.gap:
             self.data = encoder.source_gap(place, run.gap)
             self.end = cursor + 1  # the cursor of who has been sent it
-            self.cost = MESSAGE_OVERHEAD  # as the log counts
         else:
             self.data = encoder.messages(place, run.payloads, run.channels)
             self.end = cursor + len(run.payloads)
-            self.cost = cost_of(run.payloads, run.channels)
         self.cut = self.end < log.head  # more was there than one send holds
-        self.written = log.written_at(self.end) if self.cut else log.written
-        self.gaps = log.gaps_at(self.end) if self.cut else log.gaps
+        if self.cut:
+            self.cost = MESSAGE_OVERHEAD if run.gap else cost_of(run.payloads, run.channels)
+            self.written, self.gaps = log.written_at(self.end), log.gaps_at(self.end)
+        else:
+            self.cost = 0  # it is of interest where more follows
+            self.written, self.gaps = log.written, log.gaps
 
 
 class Chunks:

@@ -106,13 +106,15 @@ class Log:
             newest = _Segment(self.head, self.written, self.gaps)
             self._segments.append(newest)
         newest.payloads += payloads
-        newest.channels += channels
+        if channels:
+            newest.channels += channels
         newest.cost += cost
         self.head += len(payloads)
         self.written += size
         self._newest = self.head - 1
         self._cost += cost
-        self._evict()
+        if self._cost > self._limit:
+            self._evict()
         return cost
 
     def append_gap(self, gap: SourceGap) -> None:

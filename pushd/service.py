@@ -100,10 +100,11 @@ class PushService(MultiService):
     def _follow(self) -> int:
         """Prepare to follow the source; return how many file descriptors that takes."""
         settings, wants_control = self._settings, bool(self._settings.control.endpoints)
+        deliver = self._log_and_publish if settings.debug else self.hub.publish
         if isinstance(settings.source, Embedded):
             self._broker = BrokerFactory(
                 settings.topics,
-                self._deliver,
+                deliver,
                 self._channels,
                 clock=self._reactor,
                 wall=time.time,
@@ -115,7 +116,7 @@ class PushService(MultiService):
             return 0
         self._redis = redis_sources(
             settings,
-            self._deliver,
+            deliver,
             self._channels,
             control=wants_control,
             reactor=self._reactor,
@@ -139,10 +140,9 @@ class PushService(MultiService):
             )
         return room if wanted is None else wanted
 
-    def _deliver(self, batch: Batch) -> None:
-        if self._settings.debug:
-            for payload in batch.payloads:
-                self._log.debug("Message on {topic}: {payload!r}", topic=batch.topic, payload=payload)
+    def _log_and_publish(self, batch: Batch) -> None:
+        for payload in batch.payloads:
+            self._log.debug("Message on {topic}: {payload!r}", topic=batch.topic, payload=payload)
         self.hub.publish(batch)
 
     def _publish(self, command: Publish, answer: Callable[[int | CommandError], None]) -> None:

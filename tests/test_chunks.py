@@ -99,6 +99,7 @@ def test_a_chunk_counts_as_in_the_log() -> None:
     chunks = Chunks(log, Lines(Topic(b"news.*", Kind.PATTERN), "k3f9ab.1"), set())
     cost = log.append([b"one", b"two"], [b"news.a", b"news.b"])
     log.append_gap(SourceGap(1, 2))
+    log.append([b"."], [b"news.c"])
     assert [chunks.read(cursor).cost for cursor in range(3)] == [
         cost,
         cost_of([b"two"], [b"news.b"]),

@@ -1,5 +1,6 @@
 """A subscribed connection to Redis: confirms topic by topic, hands on messages, and notices a dead peer."""
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
@@ -41,14 +42,13 @@ class _Brought(dict[bytes, list[bytes]]):
 
     def __init__(self, topics: Mapping[bytes, Topic | None]) -> None:
         self.topics = topics
-        self.channels: dict[bytes, list[bytes]] = {}
+        self.channels: defaultdict[bytes, list[bytes]] = defaultdict(list)
 
     def __missing__(self, name: bytes) -> list[bytes]:
         if name not in self.topics:
             raise hiredis.ProtocolError("a message that was not asked for")
         payloads: list[bytes] = []
         self[name] = payloads
-        self.channels[name] = []
         return payloads
 
 
@@ -217,8 +217,9 @@ class RedisSubscriber(RedisConnection):
                     for payload in messages:
                         self._probe.heard(payload)
                 else:
-                    self._deliver(Batch(topic, messages, payloads.channels[name] or ()))
+                    self._deliver(Batch(topic, messages, payloads.channels.get(name, ())))
             payloads.clear()
+            payloads.channels.clear()
 
     def connectionLost(self, why: Failure) -> None:
         """End with the connection what belongs to it."""
