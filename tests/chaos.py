@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import time
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -156,9 +157,9 @@ async def _survive(seed: int, redis_port: int, proxy: FaultyProxy, reactor: Any)
         """Publish numbers for ever, to pushd's own Redis and not through the proxy."""
         while True:
             number = b"%d" % len(published)
-            before = reactor.seconds()
+            before = time.time()
             await publisher.publish(topic.name, b"%s %08x" % (number, zlib.crc32(number)))
-            published.append(Published(before, reactor.seconds()))
+            published.append(Published(before, time.time()))
             await deferLater(reactor, PUBLISH_SECONDS)
 
     async def until(condition: Callable[[], object], what: str) -> None:

@@ -40,11 +40,12 @@ def redis_server() -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-def reactor() -> "ReactorBase":
+def reactor() -> Iterator["ReactorBase"]:
     """Return the reactor that pytest-twisted installed and runs."""
     from twisted.internet import reactor  # noqa: PLC0415 - not before it is installed
 
-    return cast("ReactorBase", reactor)
+    yield cast("ReactorBase", reactor)
+    vars(reactor).pop("seconds", None)  # makeService sets it for a process of its own
 
 
 @pytest.fixture
