@@ -73,12 +73,20 @@ class _Channel:
 class Channels:
     """Opens a log when its first claimant comes; closes it linger seconds after the last has gone.
 
-    There are at most max_channels logs: beyond, a new one takes the place of that which nobody has claimed
-    for the longest. It is also where the upstream says what becomes of topics.
+    There are at most max_channels logs, of which at most max_patterns are of patterns, beside those that are
+    pinned: each pattern brings a copy of each message that it matches. Beyond, a new one takes the place of
+    that which nobody has claimed for the longest.
     """
 
     def __init__(
-        self, hub: Hub, clock: Clock, wall: Callable[[], float], *, linger: float, max_channels: int
+        self,
+        hub: Hub,
+        clock: Clock,
+        wall: Callable[[], float],
+        *,
+        linger: float,
+        max_channels: int,
+        max_patterns: int,
     ) -> None:
         self.upstream: Upstream | None = None
         self._hub = hub
@@ -86,6 +94,8 @@ class Channels:
         self._wall = wall
         self._linger = linger
         self._max_channels = max_channels
+        self._max_patterns = max_patterns
+        self._patterns = 0  # that are not pinned
         self._channels: dict[Topic, _Channel] = {}
         self._is_stopped = False
         self._idle: dict[_Channel, None] = {}  # those without a claimant, that for the longest time first
@@ -106,8 +116,9 @@ class Channels:
         """
         channel = self._channels.get(topic)
         if channel is None:
-            self._make_room()
+            self._make_room(topic)
             channel = self._open(topic)
+            self._patterns += topic.kind is Kind.PATTERN
             self._add(channel, claimant)
             self._upstream.follow(topic)
             return
@@ -188,10 +199,14 @@ class Channels:
             del self._idle[channel]
             self._cancel(channel)
 
-    def _make_room(self) -> None:
-        if len(self._channels) < self._max_channels:
+    def _make_room(self, topic: Topic) -> None:
+        """Close what is idle where there is no room for one more; raises TooManyChannelsError."""
+        idle = iter(self._idle)
+        if topic.kind is Kind.PATTERN and self._patterns >= self._max_patterns:
+            idle = (channel for channel in self._idle if channel.topic.kind is Kind.PATTERN)
+        elif len(self._channels) < self._max_channels:
             return
-        channel = next(iter(self._idle), None)
+        channel = next(idle, None)
         if channel is None:
             raise TooManyChannelsError
         self._cancel(channel)
@@ -208,6 +223,7 @@ class Channels:
         channel.timer = None
         del self._idle[channel]
         del self._channels[channel.topic]
+        self._patterns -= channel.topic.kind is Kind.PATTERN
         self._hub.close(channel.topic)
 
     def _cancel(self, channel: _Channel) -> None:

@@ -11,7 +11,10 @@ from pushd.message import Kind, Topic
 from pushd.settings import SlowPolicy
 
 MAX_NAME_BYTES = 1024
-"""The longest channel or pattern: a pattern's match takes as many steps as both are long, multiplied."""
+"""The longest channel."""
+
+MAX_PATTERN_BYTES = 128
+"""The longest pattern. To match a name may take as many steps, in Redis too, as both are long, multiplied."""
 
 USAGE: Final = {
     "AUTH": "AUTH token",
@@ -183,12 +186,13 @@ class _Words:
         self.word()
         return keyword
 
-    def name(self) -> bytes:
+    def name(self, kind: Kind = Kind.CHANNEL) -> bytes:
         """Take a channel or a pattern."""
         name = (self._string() if self._starts_string() else self.word()) or ""
         encoded = _encoded(name)
-        if not 1 <= len(encoded) <= MAX_NAME_BYTES:
-            raise _WrongError(f"a name of 1 to {MAX_NAME_BYTES} bytes is missing")
+        most = MAX_PATTERN_BYTES if kind is Kind.PATTERN else MAX_NAME_BYTES
+        if not 1 <= len(encoded) <= most:
+            raise _WrongError(f"a {kind.value} of 1 to {most} bytes is missing")
         return encoded
 
     def text(self) -> str | None:
@@ -237,7 +241,7 @@ def _auth(words: _Words) -> Auth:
 
 
 def _subscribe(words: _Words, kind: Kind) -> Subscribe:
-    topic = Topic(words.name(), kind)
+    topic = Topic(words.name(kind), kind)
     start: From | Last | None = None
     match words.keyword("FROM", "LAST"):
         case "FROM":
@@ -283,7 +287,7 @@ _COMMANDS: Final[dict[str, Callable[[_Words], Command]]] = {
     "SUBSCRIBE": lambda words: _subscribe(words, Kind.CHANNEL),
     "PSUBSCRIBE": lambda words: _subscribe(words, Kind.PATTERN),
     "UNSUBSCRIBE": lambda words: Unsubscribe(Topic(words.name())),
-    "PUNSUBSCRIBE": lambda words: Unsubscribe(Topic(words.name(), Kind.PATTERN)),
+    "PUNSUBSCRIBE": lambda words: Unsubscribe(Topic(words.name(Kind.PATTERN), Kind.PATTERN)),
     "PUBLISH": _publish,
     "PING": _ping,
     "STATUS": lambda _: Status(),

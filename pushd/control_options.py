@@ -5,7 +5,15 @@ from typing import ClassVar
 
 from pushd.errors import SettingsError
 from pushd.option_values import CheckedOptions, named, read_file
-from pushd.settings import Control, parse_endpoint, parse_limit, parse_rate, parse_seconds, parse_timeout
+from pushd.settings import (
+    Control,
+    parse_count,
+    parse_endpoint,
+    parse_limit,
+    parse_rate,
+    parse_seconds,
+    parse_timeout,
+)
 
 
 class ControlOptions(CheckedOptions):
@@ -28,6 +36,10 @@ class ControlOptions(CheckedOptions):
         ("heartbeat", None, "30", "Seconds between two heartbeats that it gets."),
         ("linger", None, "60", "Seconds for which a log is kept that nobody subscribes to any more."),
         ("max-channels", None, "10000", "How many logs may be kept at a time."),
+        (
+            *("max-patterns", None, "32"),
+            "How many of them may be of patterns: each pattern brings a copy of each message it matches.",
+        ),
     )
 
     def __init__(self) -> None:
@@ -64,6 +76,7 @@ class ControlOptions(CheckedOptions):
             heartbeat=self.read("heartbeat", parse_timeout),
             linger=self.read("linger", parse_seconds),
             max_channels=self.read("max-channels", parse_limit),
+            max_patterns=self.read("max-patterns", parse_count),
         )
 
     def _check_use(self) -> None:

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
+PROBE_PREFIX = b"pushd:probe:"
+"""How the channels begin that pushd publishes to, to prove delivery. Their messages reach no client."""
+
 
 class Kind(Enum):
     """What a topic's name means to Redis."""

@@ -3,7 +3,7 @@
 from collections.abc import Set
 from dataclasses import dataclass
 
-from pushd.message import Kind, Topic
+from pushd.message import PROBE_PREFIX, Kind, Topic
 from pushd.patterns import Pattern
 
 
@@ -16,9 +16,11 @@ class Permissions:
     publish: tuple[Pattern, ...] = ()
 
     def may_subscribe(self, topic: Topic) -> bool:
-        """Tell whether a topic is allowed: of a pattern, everything that it matches."""
+        """Tell whether a topic is allowed: of a pattern, all that it matches. Probes are pushd's own."""
         if topic in self.topics:
             return True
+        if topic.name.startswith(PROBE_PREFIX):
+            return False
         if topic.kind is Kind.PATTERN:
             wanted = Pattern(topic.name)
             return any(pattern.covers(wanted) for pattern in self.subscribe)
@@ -26,4 +28,5 @@ class Permissions:
 
     def may_publish(self, channel: bytes) -> bool:
         """Tell whether a channel may be published to."""
-        return any(pattern.matches(channel) for pattern in self.publish)
+        allowed = any(pattern.matches(channel) for pattern in self.publish)
+        return allowed and not channel.startswith(PROBE_PREFIX)

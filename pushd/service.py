@@ -67,7 +67,12 @@ class PushService(MultiService):
         self.hub = Hub(reactor, settings.history, self.metrics, _new_epoch())
         control = settings.control
         self._channels = Channels(
-            self.hub, reactor, time.time, linger=control.linger, max_channels=control.max_channels
+            self.hub,
+            reactor,
+            time.time,
+            linger=control.linger,
+            max_channels=control.max_channels,
+            max_patterns=control.max_patterns,
         )
         for topic in settings.topics:
             self._channels.pin(topic)

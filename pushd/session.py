@@ -28,7 +28,7 @@ from pushd.encoders import Events, encode_gap
 from pushd.events import event, named, show_time, told
 from pushd.hub import Hub
 from pushd.identity import Identity, Verifier
-from pushd.message import Topic
+from pushd.message import Kind, Topic
 from pushd.permissions import Permissions
 from pushd.positions import show_id
 from pushd.rate import BURST_SECONDS, RateLimit
@@ -39,6 +39,9 @@ from pushd.tokens import TokenError
 
 VERSION = 1
 """Of the protocol: it changes when clients that follow the document would no longer understand."""
+
+MAX_PATTERNS = 8
+"""Patterns of one client: Redis sends a message once for each pattern that it matches."""
 
 
 class Connection(Outlet, Protocol):
@@ -236,6 +239,9 @@ class Session:
             raise failed(command, "already-subscribed", f"there is a subscription to {_shown(topic)}")
         if len(self._topics) >= self._terms.max_subscriptions:
             raise failed(command, "too-many-subscriptions", f"allowed: {self._terms.max_subscriptions}")
+        patterns = sum(each.kind is Kind.PATTERN for each in self._topics)
+        if topic.kind is Kind.PATTERN and patterns >= MAX_PATTERNS:
+            raise failed(command, "too-many-subscriptions", f"allowed: {MAX_PATTERNS} patterns")
         self._asked[topic] = command
         try:
             self._channels.claim(topic, self)

@@ -43,6 +43,7 @@ class Control:
     heartbeat: float = 30.0
     linger: float = 60.0
     max_channels: int = 10_000
+    max_patterns: int = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

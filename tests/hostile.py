@@ -426,7 +426,9 @@ class World:
         self.clients: list[Client] = []
         self._open: list[Client] = []  # and those that have just ended
         self.hub = Hub(self.clock, 3000, Metrics(), "e")
-        self.channels = Channels(self.hub, self.clock, self.wall, linger=LINGER, max_channels=6)
+        self.channels = Channels(
+            self.hub, self.clock, self.wall, linger=LINGER, max_channels=6, max_patterns=1000
+        )
         self.channels.pin(PINNED)
         self.redis = Redis(self.clock, self.channels, self.hub)
         self.channels.upstream = self.redis

@@ -60,7 +60,7 @@ class RecordingClaimant:
 class World:
     """Channels over a hub, and an upstream."""
 
-    def __init__(self, *, linger: float = LINGER, max_channels: int = 10) -> None:
+    def __init__(self, *, linger: float = LINGER, max_channels: int = 10, max_patterns: int = 10) -> None:
         self.clock = Clock()
         self.hub = Hub(self.clock, 1024**2, Metrics(), "epoch")
         self.upstream = RecordingUpstream()
@@ -70,6 +70,7 @@ class World:
             lambda: WALL + self.clock.seconds(),
             linger=linger,
             max_channels=max_channels,
+            max_patterns=max_patterns,
         )
         self.channels.upstream = self.upstream
 
@@ -341,3 +342,24 @@ def test_what_was_on_its_way_when_a_topic_was_left_is_not_lost(world: World) -> 
     world.hub.subscribe(SCORES, outlet, Lines, SlowPolicy.SKIP, 0)
     world.clock.advance(0)
     assert outlet.sent == [b"late\r\n"]
+
+
+def test_patterns_are_fewer_and_make_room_for_each_other() -> None:
+    world = World(max_patterns=1)
+    sports = Topic(b"sports.*", Kind.PATTERN)
+    first = world.claimant(NEWS, SCORES)
+    with pytest.raises(TooManyChannelsError):
+        world.claimant(sports)
+    world.channels.release(SCORES, first)
+    with pytest.raises(TooManyChannelsError):
+        world.claimant(sports)  # a channel that is idle is no room for a pattern
+    world.channels.release(NEWS, first)
+    world.claimant(sports)
+    assert (world.keeps(NEWS), world.keeps(SCORES), world.keeps(sports)) == (False, True, True)
+
+
+def test_pinned_patterns_do_not_count() -> None:
+    world = World(max_patterns=1)
+    world.channels.pin(Topic(b"pinned.*", Kind.PATTERN))
+    world.claimant(NEWS)
+    assert world.keeps(NEWS)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from pushd.commands import (
     MAX_NAME_BYTES,
+    MAX_PATTERN_BYTES,
     USAGE,
     Auth,
     Command,
@@ -189,6 +190,13 @@ def test_names_are_limited_by_their_bytes(size: int, *, is_allowed: bool, letter
             parse(line)
 
 
+@pytest.mark.parametrize("command", [b"PSUBSCRIBE", b"PUNSUBSCRIBE"])
+def test_patterns_are_shorter(command: bytes) -> None:
+    assert parse(command + b" " + b"*" * MAX_PATTERN_BYTES)
+    with pytest.raises(CommandError, match=f"a pattern of 1 to {MAX_PATTERN_BYTES} bytes"):
+        parse(command + b" " + b"*" * (MAX_PATTERN_BYTES + 1))
+
+
 texts = st.text(st.characters(codec="utf-8"), max_size=30)
 names = texts.filter(bool).map(str.encode)
 plain = st.characters(codec="utf-8", exclude_characters=' "\x7f', min_codepoint=33)
@@ -337,7 +345,7 @@ def test_so_are_those_that_look_like_commands(start: str, end: bytes) -> None:
     check(start.encode() + end)
 
 
-BEYOND_THE_GRAMMAR = f"(a name of 1 to {MAX_NAME_BYTES} bytes|half of a surrogate pair)"
+BEYOND_THE_GRAMMAR = r"(a (channel|pattern) of 1 to \d+ bytes|half of a surrogate pair)"
 
 
 def check_agreement(line: str, *, is_in_grammar: bool) -> None:

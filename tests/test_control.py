@@ -93,7 +93,9 @@ class World:
         self.metrics = Metrics()
         self.hub = Hub(self.clock, history, self.metrics, "k3f9ab")
         self.upstream = RecordingUpstream()
-        self.channels = Channels(self.hub, self.clock, self.clock.seconds, linger=LINGER, max_channels=1000)
+        self.channels = Channels(
+            self.hub, self.clock, self.clock.seconds, linger=LINGER, max_channels=1000, max_patterns=1000
+        )
         self.channels.upstream = self.upstream
         self.upstream.at_once = self.channels.confirmed
         self.publisher = RecordingPublisher()

@@ -7,7 +7,7 @@ from redis.crc import key_slot
 from twisted.python.failure import Failure
 
 from pushd.errors import SettingsError
-from pushd.message import Kind, Topic
+from pushd.message import PROBE_PREFIX, Kind, Topic
 from pushd.metrics import Metrics
 from pushd.redis_urls import Address, Sentinel, parse_source
 from pushd.settings import Settings
@@ -15,7 +15,6 @@ from pushd.sources.cluster import AnyNodeRoute, SlotRoute
 from pushd.sources.connection import SourceError
 from pushd.sources.deployments import LONGEST_DELAY_SECONDS, RedisSources, redis_sources, shares
 from pushd.sources.sentinel import SentinelRoute
-from pushd.sources.subscriber import PROBE_PREFIX
 from tests.upstream import Told
 
 UPDATES = Topic(b"updates")

@@ -157,7 +157,9 @@ class ControlWorld:
     def __init__(self) -> None:
         self.clock = Clock()
         self.hub = Hub(self.clock, 1024**2, Metrics(), "epoch")
-        self.channels = Channels(self.hub, self.clock, self.clock.seconds, linger=60.0, max_channels=10)
+        self.channels = Channels(
+            self.hub, self.clock, self.clock.seconds, linger=60.0, max_channels=10, max_patterns=1000
+        )
         self.channels.pin(UPDATES)
         self.channels.confirmed(UPDATES)
         settings = Settings(topics=(UPDATES,))

@@ -73,3 +73,12 @@ def test_publishing_is_allowed_by_itself() -> None:
     assert permissions.may_publish(b"log")
     assert not permissions.may_publish(b"scores")
     assert not Permissions(publish=patterns(b"*")).may_subscribe(Topic(b"scores"))
+
+
+def test_probes_are_nobodys() -> None:
+    everything = Permissions(subscribe=(Pattern(b"*"),), publish=(Pattern(b"*"),))
+    probe = b"pushd:probe:0123"
+    assert not everything.may_subscribe(Topic(probe))
+    assert not everything.may_subscribe(Topic(b"pushd:probe:*", Kind.PATTERN))
+    assert not everything.may_publish(probe)
+    assert Permissions(topics=frozenset([Topic(probe)])).may_subscribe(Topic(probe))

@@ -17,7 +17,7 @@ from pushd.message import Batch, Kind, SourceGap, Topic
 from pushd.metrics import Metrics
 from pushd.patterns import Pattern
 from pushd.permissions import Permissions
-from pushd.session import Session, Terms
+from pushd.session import MAX_PATTERNS, Session, Terms
 from pushd.settings import SlowPolicy
 from pushd.subscription import Subscription
 from pushd.tokens import Grant, TokenError
@@ -115,7 +115,9 @@ class World:
         self.metrics = Metrics()
         self.hub = Hub(self.clock, history, self.metrics, "k3f9ab")
         self.upstream = RecordingUpstream()
-        self.channels = Channels(self.hub, self.clock, self.wall, linger=LINGER, max_channels=max_channels)
+        self.channels = Channels(
+            self.hub, self.clock, self.wall, linger=LINGER, max_channels=max_channels, max_patterns=1000
+        )
         self.channels.upstream = self.upstream
         self.publisher = RecordingPublisher()
         self.terms = replace(TERMS, **terms)
@@ -703,6 +705,12 @@ class TestWaiting:
         assert [event["code"] for event in client.heard()] == ["too-many-subscriptions"]
         client.say("UNSUBSCRIBE room.2", "SUBSCRIBE room.4")
         assert client.types() == ["unsubscribed"]
+
+    def test_patterns_are_fewer(self) -> None:
+        world = World(bounds=permissions("*"))
+        client = world.client()
+        client.say(*(f"PSUBSCRIBE {number}*" for number in range(MAX_PATTERNS + 1)), "SUBSCRIBE a")
+        assert [event["message"] for event in client.heard()] == ["allowed: 8 patterns"]
 
     def test_what_was_refused_can_be_asked_for_again(self, world: World) -> None:
         client = world.client()

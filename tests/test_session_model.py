@@ -458,7 +458,12 @@ class Sessions(RuleBasedStateMachine):
         self.epochs += 1
         self.hub = Hub(self.clock, HISTORY, Metrics(), f"e{self.epochs}")
         self.channels = Channels(
-            self.hub, self.clock, self.clock.seconds, linger=LINGER, max_channels=MAX_CHANNELS
+            self.hub,
+            self.clock,
+            self.clock.seconds,
+            linger=LINGER,
+            max_channels=MAX_CHANNELS,
+            max_patterns=1000,
         )
         self.redis = Redis(self, is_up=self.redis.is_up, forbidden=self.redis.forbidden)
         self.channels.upstream = self.redis

@@ -150,4 +150,5 @@ def test_so_are_those_of_the_control_protocol() -> None:
         heartbeat=30.0,
         linger=60.0,
         max_channels=10_000,
+        max_patterns=32,
     )

@@ -73,7 +73,7 @@ def test_every_option_of_the_control_protocol_is_read(tmp_path: Path) -> None:
         "--control 8889 --control unix:/run/pushd/control --allow scores --allow news.*"
         f" --allow-publish chat --allow-publish log.* --jwt-key {key} --jwt-audience us --jwt-issuer them"
         " --auth-timeout 2.5 --max-subscriptions 1 --command-rate 0.5 --heartbeat 0.1"
-        " --linger 0 --max-channels 7"
+        " --linger 0 --max-channels 7 --max-patterns 3"
     )
     assert parse(*words.split()).control == Control(
         endpoints=("tcp:8889:backlog=65535", "unix:/run/pushd/control"),
@@ -88,6 +88,7 @@ def test_every_option_of_the_control_protocol_is_read(tmp_path: Path) -> None:
         heartbeat=0.1,
         linger=0.0,
         max_channels=7,
+        max_patterns=3,
     )
 
 

@@ -12,7 +12,7 @@ from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, maybeDeferred
 
 from pushd.errors import SettingsError
-from pushd.message import Kind, Topic
+from pushd.message import PROBE_PREFIX, Kind, Topic
 from pushd.metrics import Metrics
 from pushd.redis_urls import Cluster, Embedded, Redis, Sentinel
 from pushd.settings import Settings
@@ -27,7 +27,7 @@ from pushd.sources.publisher import Publisher
 from pushd.sources.redis import RedisSource
 from pushd.sources.routes import Route
 from pushd.sources.sentinel import SentinelRoute
-from pushd.sources.subscriber import PROBE_PREFIX, Deliver
+from pushd.sources.subscriber import Deliver
 
 FIRST_DELAY_SECONDS = 0.25
 LONGEST_DELAY_SECONDS = 2.0

@@ -9,12 +9,11 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from pushd.message import Kind, Topic
+from pushd.message import PROBE_PREFIX, Kind, Topic
 from pushd.metrics import Metrics, Reason
 from pushd.redis_urls import Access
 from pushd.sources.connection import Node, RedisConnection, SourceError
 from pushd.sources.routes import Route
-from pushd.sources.subscriber import PROBE_PREFIX
 
 SILENT_PROBES = 2
 """So many in a row that were published, and did not come back, condemn a subscription."""

@@ -9,12 +9,9 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 
-from pushd.message import Batch, Kind, Topic
+from pushd.message import PROBE_PREFIX, Batch, Kind, Topic
 from pushd.metrics import Reason
 from pushd.sources.connection import RedisConnection, SourceError
-
-PROBE_PREFIX = b"pushd:probe:"
-"""How the channels begin that pushd publishes to, to prove delivery. Their messages reach no client."""
 
 SUBSCRIBE: Final = {Kind.CHANNEL: b"SUBSCRIBE", Kind.PATTERN: b"PSUBSCRIBE", Kind.SHARD: b"SSUBSCRIBE"}
 UNSUBSCRIBE: Final = {Kind.CHANNEL: b"UNSUBSCRIBE", Kind.PATTERN: b"PUNSUBSCRIBE"}
