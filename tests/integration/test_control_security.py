@@ -569,7 +569,7 @@ class TestBytes:
             for _ in range(30):
                 assert code(client, f"SUBSCRIBE {name}") == "forbidden"
                 assert code(client, f"PUBLISH {name} x") == "forbidden"
-                assert code(client, f"PSUBSCRIBE {name}") == "forbidden"
+                assert code(client, f"PSUBSCRIBE {'*a' * 60}") == "forbidden"
             client.ask(f"SUBSCRIBE {name[:-1]}b", "subscribed")
             client.ask("PSUBSCRIBE *a*a*a*a*a*a*b", "subscribed")
             for _ in range(20):
@@ -581,22 +581,21 @@ class TestProbes:
         """Nor do they see any: not even who subscribes to everything."""
         pushd = start("--redis", redis_server.url, *EVERYTHING, "--redis-probe", "0.2")
         with Neighbour(pushd), ControlClient(port_of(pushd)) as client, redis_server.client() as redis:
-            for line in ("SUBSCRIBE pushd:probe:1", "PSUBSCRIBE pushd:probe:*", "PSUBSCRIBE *"):
-                client.ask(line, "subscribed")
-            (probe,) = (name for name in redis.pubsub_channels("pushd:probe:*") if len(name) > 15)
+            for line in ("SUBSCRIBE pushd:probe:1", "PSUBSCRIBE pushd:probe:*", "PUBLISH pushd:probe:1 1"):
+                assert code(client, line) == "forbidden"
+            client.ask("PSUBSCRIBE *", "subscribed")
+            (probe,) = redis.pubsub_channels("pushd:probe:*")
             with redis.pubsub() as probes:
                 probes.subscribe(probe)
-                for payload in ("1", "999", "-1", "x", "9" * 400):
-                    client.say(f"PUBLISH pushd:probe:1 {payload}", f"PUBLISH pushd:probe:* {payload}")
-                    sent = 0
-                    while sent < 2:
-                        sent += (probes.get_message(timeout=TIMEOUT) or {})["type"] == "message"
-            client.say("PUNSUBSCRIBE pushd:probe:*", "UNSUBSCRIBE pushd:probe:1", "PING end")
+                sent = 0
+                while sent < 10:
+                    sent += (probes.get_message(timeout=TIMEOUT) or {})["type"] == "message"
+            client.say("PING end")
             heard = []
             while (event := client.hear())["type"] != "pong":
                 heard.append(event)
         named = {event["channel"] for event in heard if event["type"] == "message"}
-        assert named == {"pushd:probe:1", "quiet"}
+        assert named <= {"quiet"}
         pushd.terminate()
         sent, missed = map(int, re.findall(r"probes: (\d+) sent, (\d+) missed", pushd.output)[-1])
         assert sent >= 10
