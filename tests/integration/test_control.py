@@ -436,7 +436,10 @@ class TestConnections:
                 )
                 check_the_rest(reader, first + 100)
             assert check_the_rest(stalled, 10_000)
-            reader.ask("QUIT", "bye", reason="quit")
+            reader.say("QUIT")
+            while (event := reader.hear())["type"] == "heartbeat":
+                pass
+            assert event == {"type": "bye", "reason": "quit"}
             reader.hear_end()
 
     def test_no_more_clients_than_may_be_by_either_protocol(

@@ -407,6 +407,31 @@ class TestLimits:
                 client.hear_end()
             other.ask("SUBSCRIBE b", "subscribed")
 
+    def test_patterns(self, start: Start, redis_server: RedisServer) -> None:
+        """Each brings a copy of each message; there are few, and who has them gets all copies."""
+        pushd = start("--redis", redis_server.url, *EVERYTHING, "--max-patterns", "12")
+        with (
+            Neighbour(pushd),
+            ControlClient(port_of(pushd)) as client,
+            ControlClient(port_of(pushd)) as other,
+            redis_server.client() as publisher,
+        ):
+            patterns = [f"{'*' * number}{'?' * number}n" for number in range(1, 10)]
+            for pattern in patterns[:8]:
+                client.ask(f"PSUBSCRIBE {pattern}", "subscribed")
+            assert code(client, f"PSUBSCRIBE {patterns[8]}") == "too-many-subscriptions"
+            for number in range(4):
+                other.ask(f"PSUBSCRIBE a{number}*", "subscribed")
+            assert code(other, "PSUBSCRIBE b*") == "too-many-channels"
+            pipeline = publisher.pipeline(transaction=False)
+            for _ in range(1000):
+                pipeline.publish("a" * 20 + "n", "x" * 1000)
+            assert set(pipeline.execute()) == {8}
+            for _ in range(8 * 1000):
+                client.hear_until("message")
+            assert {account.received for account in client.accounts.open.values()} == {1000}
+        assert "No subscription" not in pushd.output
+
 
 def connection_from(address: str, pushd: Pushd) -> socket.socket:
     connection = socket.socket()
@@ -479,6 +504,25 @@ class TestMemory:
             print(f"{(most - before) / MIB:.1f} MiB more")
             pushd.wait_for("Connected to|Subscribed to")
             clients[0].ask("PUBLISH a 2", "published")
+
+    def test_saying_goodbye_while_redis_is_frozen(self, start: Start, redis_server: RedisServer) -> None:
+        """Who has closed its sending side is answered what Redis does not, and closed."""
+        pushd = start("--redis", redis_server.url, *EVERYTHING, "--redis-timeout", "1", "--redis-ping", "1")
+        with ControlClient(port_of(pushd)) as publisher, ControlClient(port_of(pushd)) as subscriber:
+            publisher.ask("PUBLISH a 1", "published")
+            redis_server.signal(signal.SIGSTOP)
+            try:
+                publisher.say("PUBLISH a 2", "PING")
+                subscriber.say("SUBSCRIBE a", "PING")
+                for client in (publisher, subscriber):
+                    client.socket.shutdown(socket.SHUT_WR)
+                    client.hear_only("pong")
+                publisher.hear_only("error", code="unavailable", command="PUBLISH", channel="a")
+                subscriber.hear_only("subscribed", upstream="down")
+                publisher.hear_end()
+                subscriber.hear_end()
+            finally:
+                redis_server.signal(signal.SIGCONT)
 
     def test_coming_and_going(self, start: Start) -> None:
         """Clients leave nothing behind, however they go."""
