@@ -1,7 +1,8 @@
 """Channels: which topics are followed at the source, for whom, and how long their logs are kept."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum, auto
+from itertools import chain
 from typing import Protocol
 
 from pushd.clock import Clock, Timer
@@ -75,7 +76,7 @@ class Channels:
 
     There are at most max_channels logs, of which at most max_patterns are of patterns, beside those that are
     pinned: each pattern brings a copy of each message that it matches. Beyond, a new one takes the place of
-    that which nobody has claimed for the longest.
+    one that nobody claims: one that was empty when it was released, else the one that has been idle longest.
     """
 
     def __init__(
@@ -98,7 +99,9 @@ class Channels:
         self._patterns = 0  # that are not pinned
         self._channels: dict[Topic, _Channel] = {}
         self._is_stopped = False
-        self._idle: dict[_Channel, None] = {}  # those without a claimant, that for the longest time first
+        # Those without a claimant, that for the longest time first; and those among them without a message.
+        self._idle: dict[_Channel, None] = {}
+        self._empty: dict[_Channel, None] = {}
 
     def pin(self, topic: Topic) -> None:
         """Keep the log of a topic that the upstream follows by itself, for ever."""
@@ -137,6 +140,8 @@ class Channels:
         channel.waiting.pop(claimant, None)
         if not channel.claimants and not channel.is_pinned and not self._is_stopped:
             self._idle[channel] = None
+            if not self._hub.feed(topic).log.head:
+                self._empty[channel] = None
             channel.timer = self._clock.callLater(LEAVE_SECONDS, lambda: self._leave(channel))
 
     def down_since(self, topics: Iterable[Topic]) -> float | None:
@@ -197,13 +202,14 @@ class Channels:
         channel.claimants[claimant] = channel.waiting[claimant] = None
         if channel in self._idle:
             del self._idle[channel]
+            self._empty.pop(channel, None)
             self._cancel(channel)
 
     def _make_room(self, topic: Topic) -> None:
         """Close what is idle where there is no room for one more; raises TooManyChannelsError."""
-        idle = iter(self._idle)
+        idle: Iterator[_Channel] = chain(self._empty, self._idle)
         if topic.kind is Kind.PATTERN and self._patterns >= self._max_patterns:
-            idle = (channel for channel in self._idle if channel.topic.kind is Kind.PATTERN)
+            idle = (channel for channel in idle if channel.topic.kind is Kind.PATTERN)
         elif len(self._channels) < self._max_channels:
             return
         channel = next(idle, None)
@@ -222,6 +228,7 @@ class Channels:
     def _close(self, channel: _Channel) -> None:
         channel.timer = None
         del self._idle[channel]
+        self._empty.pop(channel, None)
         del self._channels[channel.topic]
         self._patterns -= channel.topic.kind is Kind.PATTERN
         self._hub.close(channel.topic)

@@ -148,7 +148,7 @@ def parse(line: bytes) -> Command | None:
     try:
         command = read(words)
         if not words.ended:
-            raise _WrongError("there is more than that")
+            raise _WrongError("there is more than that, or a control character")
     except _WrongError as error:
         raise CommandError("bad-arguments", f"{error}; allowed: {USAGE[name]}", name) from None
     return command
@@ -192,7 +192,7 @@ class _Words:
         encoded = _encoded(name)
         most = MAX_PATTERN_BYTES if kind is Kind.PATTERN else MAX_NAME_BYTES
         if not 1 <= len(encoded) <= most:
-            raise _WrongError(f"a {kind.value} of 1 to {most} bytes is missing")
+            raise _WrongError(f"a {kind.value} of 1 to {most} bytes is wanted")
         return encoded
 
     def text(self) -> str | None:
@@ -254,13 +254,13 @@ def _subscribe(words: _Words, kind: Kind) -> Subscribe:
 
 def _required(word: str | None, what: str) -> str:
     if word is None:
-        raise _WrongError(f"{what} is missing")
+        raise _WrongError(f"{what} is wanted")
     return word
 
 
 def _count(word: str | None) -> int:
     if word is None or not re.fullmatch("[0-9]{1,9}", word):
-        raise _WrongError("a number of messages is missing")
+        raise _WrongError("a number of messages is wanted")
     return int(word)
 
 

@@ -73,6 +73,7 @@ class Hub:
         """Forget a topic's log, which nobody reads."""
         feed = self._feeds.pop(topic)
         self._grown.pop(feed, None)
+        self._warm.difference_update(feed.chunks.values())
 
     def feed(self, topic: Topic) -> Feed:
         """Return a topic's log, and what belongs to it."""
@@ -187,7 +188,9 @@ class Hub:
         try:
             if cursor < log.tail:
                 self._fall_off(subscription)
-                return
+                cursor = subscription.cursor
+                if not subscription.active or cursor == log.head:
+                    return
             if subscription.untold is not None and not subscription.outlet.lagging:
                 subscription.tell_gap()
             if not subscription.outlet.lagging:

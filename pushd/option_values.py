@@ -10,6 +10,9 @@ from pushd.errors import SettingsError
 
 T = TypeVar("T")
 
+MAX_FILE_BYTES = 4 * 1024**2
+"""Keys and passwords are far smaller; a bundle of all public authorities is a quarter of a megabyte."""
+
 
 class CheckedOptions(usage.Options):
     """Options whose values are checked when all are known. What is wrong raises SettingsError."""
@@ -32,12 +35,16 @@ def named(option: str, parse: Callable[[str], T], value: str) -> T:
 
 
 def read_file(path: str) -> bytes:
-    """Return what a file holds."""
+    """Return what a file holds, which is less than MAX_FILE_BYTES."""
     try:
-        return Path(path).read_bytes()
+        with Path(path).open("rb") as file:
+            data = file.read(MAX_FILE_BYTES)
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
         raise SettingsError(f"cannot read {path!r}: {why}; allowed: a readable file") from None
+    if len(data) == MAX_FILE_BYTES:
+        raise SettingsError(f"{path!r} is too large; allowed: a file of less than {MAX_FILE_BYTES} bytes")
+    return data
 
 
 def read_password(path: str) -> bytes:

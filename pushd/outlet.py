@@ -183,10 +183,13 @@ class Outlet:
             self._transport.write(piece)
             return
         self.lagging = False
+        self._rest = b""  # even an empty view would keep what it looks into
         self._bottom.unregisterProducer()
         if self.closing:
             self._transport.loseConnection()
             return
+        # Each is the first in its turn: one that always makes the client lag must not starve the others.
+        self.subscriptions[:] = [*self.subscriptions[1:], *self.subscriptions[:1]]
         self._hub.wake(self.subscriptions)
         if self._reading_paused:
             self._reading_paused = False

@@ -14,15 +14,16 @@ class Pattern:
 
     Every byte string is a pattern. What is odd follows stringmatchlen of Redis 7.0: an unclosed class ends
     with the pattern, a reversed range is swapped, and the empty name matches only the empty pattern.
-    Bytes have no sign, as on ARM; on x86 Redis sorts those from 0x80 before all others, which shows only in a
-    range that mixes both. Matching takes at most len(pattern) * len(name) steps.
+    Bytes have no sign, as on ARM; on x86 Redis sorts those from 0x80 before all others. A pattern with a range
+    that mixes both is ambiguous. Matching takes at most len(pattern) * len(name) steps.
     """
 
-    __slots__ = ("_items",)
+    __slots__ = ("_is_ambiguous", "_items")
 
     def __init__(self, source: bytes) -> None:
         # An item is what one byte of the name may be; None stands for a run of stars.
-        self._items = tuple(_items(source))
+        self._is_ambiguous = False
+        self._items = tuple(self._read(source))
 
     def matches(self, name: bytes) -> bool:
         """Tell whether the pattern matches the whole name."""
@@ -32,8 +33,10 @@ class Pattern:
         """Tell whether this one matches all that the other matches, as far as their parts show it.
 
         A star of the other can only be part of what a star of this one takes: ``?*`` does not cover ``*?``,
-        although both match the same names.
+        although both match the same names. Nothing ambiguous covers, or is covered.
         """
+        if self._is_ambiguous or other._is_ambiguous:
+            return False
         return self._match(other._items, _takes_all) if other._items else not self._items
 
     def _match(self, subject: Sequence[T], takes: Callable[[bytes, T], bool]) -> bool:
@@ -57,34 +60,35 @@ class Pattern:
                 return False
         return at == count or items[at:] == (None,)
 
+    def _read(self, source: bytes) -> Iterator[bytes | None]:
+        position = 0
+        while position < len(source):
+            byte = source[position]
+            position += 1
+            if byte == _STAR:
+                while source[position : position + 1] == b"*":
+                    position += 1
+                yield None
+            elif byte == _QUESTION:
+                yield _ANY
+            elif byte == _OPEN:
+                accepted, position, is_ambiguous = _class(source, position)
+                self._is_ambiguous |= is_ambiguous
+                yield accepted
+            else:
+                if byte == _ESCAPE and position < len(source):
+                    byte = source[position]
+                    position += 1
+                yield bytes((byte,))
+
 
 def _takes_all(item: bytes, other: bytes | None) -> bool:
     return other is not None and not other.translate(None, item)
 
 
-def _items(source: bytes) -> Iterator[bytes | None]:
-    position = 0
-    while position < len(source):
-        byte = source[position]
-        position += 1
-        if byte == _STAR:
-            while source[position : position + 1] == b"*":
-                position += 1
-            yield None
-        elif byte == _QUESTION:
-            yield _ANY
-        elif byte == _OPEN:
-            accepted, position = _class(source, position)
-            yield accepted
-        else:
-            if byte == _ESCAPE and position < len(source):
-                byte = source[position]
-                position += 1
-            yield bytes((byte,))
-
-
-def _class(source: bytes, position: int) -> tuple[bytes, int]:
-    """Return the bytes that a class accepts, and where it ends; it begins behind its bracket."""
+def _class(source: bytes, position: int) -> tuple[bytes, int, bool]:
+    """Return what a class accepts, where it ends, and if it is ambiguous; it begins behind its bracket."""
+    is_ambiguous = False
     negated = source[position : position + 1] == b"^"
     position += negated
     accepted: set[int] = set()
@@ -97,10 +101,11 @@ def _class(source: bytes, position: int) -> tuple[bytes, int]:
             # The end of a range is any byte, even "]" or a backslash.
             low, high = sorted((first, more[1]))
             accepted.update(range(low, high + 1))
+            is_ambiguous |= low < 0x80 <= high
             position += 3
         else:
             accepted.add(first)
             position += 1
     if negated:
         accepted.symmetric_difference_update(_ANY)
-    return bytes(sorted(accepted)), position + 1
+    return bytes(sorted(accepted)), position + 1, is_ambiguous

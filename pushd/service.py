@@ -186,6 +186,9 @@ class PushService(MultiService):
         )
         if self._settings.endpoints and not self._settings.topics:
             self._log.warn("No channel and no pattern: clients get nothing but the echo of what they type")
+        control = self._settings.control
+        if control.endpoints and not (self._settings.topics or control.allow or control.jwt_key):
+            self._log.warn("Clients of --control may subscribe to nothing: say --allow, or name channels")
 
     def stopService(self) -> "Deferred[None]":
         """Stop accepting, flush, close, leave the source: within the drain budget."""

@@ -1,6 +1,7 @@
 """Sessions: one client of the control protocol, from its commands to its replies."""
 
 import random
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -58,7 +59,7 @@ class Publisher(Protocol):
     """Publishes to where messages come from."""
 
     def __call__(self, command: Publish, answer: Callable[[int | CommandError], None], /) -> None:
-        """Publish, and answer with the number of receivers, or why there is none, in the order of calls."""
+        """Publish, and answer once: with the number of receivers, or why there is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +75,14 @@ class Terms:
     auth_timeout: float
     max_subscriptions: int
     command_rate: float  # per second
+
+
+@dataclass(slots=True)
+class _Publishing:
+    """A message on its way, and what became of it."""
+
+    command: Publish
+    outcome: int | CommandError | None = None
 
 
 class Session:
@@ -108,7 +117,7 @@ class Session:
         self._asked: dict[Topic, Subscribe] = {}
         self._subscriptions: dict[Topic, Subscription] = {}
         self._heartbeat: Timer | None = None
-        self._publishing = 0  # messages of which the upstream has still to say what became
+        self._publishing: deque[_Publishing] = deque()  # of which it has still to be told what became
         self._is_finishing = False
         self._has_ended = False
 
@@ -274,22 +283,30 @@ class Session:
         self._channels.release(topic, self)
 
     def _publish(self, command: Publish) -> None:
-        channel = told("channel", command.channel)
-        if not self._identity.may_publish(command.channel):
-            raise failed(command, "forbidden", f"this client may not publish to {channel['channel']}")
+        publishing = _Publishing(command)
+        self._publishing.append(publishing)
 
         def answer(outcome: int | CommandError) -> None:
-            self._publishing -= 1
+            publishing.outcome = outcome
+            self._tell_published()
+
+        if self._identity.may_publish(command.channel):
+            self._publish_upstream(command, answer)
+        else:
+            name = command.channel.decode()
+            answer(failed(command, "forbidden", f"this client may not publish to {name}"))
+
+    def _tell_published(self) -> None:
+        """Tell what became of messages, in the order in which they came."""
+        while self._publishing and (outcome := self._publishing[0].outcome) is not None:
+            channel = told("channel", self._publishing.popleft().command.channel)
             if self._has_ended:
-                return
+                continue
             if isinstance(outcome, CommandError):
                 self._tell_error(outcome)
             else:
                 self._tell("published", **channel, receivers=outcome)
-            self._close_if_finished()
-
-        self._publishing += 1
-        self._publish_upstream(command, answer)
+        self._close_if_finished()
 
     def _begin_heartbeats(self) -> None:
         # Those who came together are not to be served together for ever.

@@ -131,7 +131,10 @@ def parse_endpoint(text: str) -> str:
     """Read a port number, or pass on what looks like an endpoint string of Twisted."""
     if re.match("[a-zA-Z0-9]+:", text):
         return text
-    return f"tcp:{_whole(text, 0, 65535)}:backlog={BACKLOG}"
+    try:
+        return f"tcp:{_whole(text, 0, 65535)}:backlog={BACKLOG}"
+    except SettingsError as error:
+        raise SettingsError(f"{error}, or an endpoint such as unix:/run/pushd/socket") from None
 
 
 def _whole(text: str, least: int, most: int) -> int:

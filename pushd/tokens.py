@@ -1,5 +1,6 @@
 """JSON Web Tokens: what the client that shows one may do, and until when."""
 
+import base64
 import json
 import math
 import re
@@ -74,13 +75,16 @@ class Tokens:
             raise
         except Exception as error:
             # Whatever a stranger's bytes make a parser raise, even RecursionError, it is they that are wrong.
-            raise TokenError(one_line(error)) from None
+            from jwt import PyJWTError  # noqa: PLC0415
+
+            why = one_line(error) if isinstance(error, PyJWTError) else "it cannot be read"
+            raise TokenError(why) from None
 
     def _claims(self, token: str) -> dict[str, Any]:
         if len(token) > LONGEST:
             raise TokenError(f"it is longer than {LONGEST} characters")
         if not _THREE_PARTS.fullmatch(token):
-            raise TokenError("it is not three parts of base64url, with dots between them")
+            raise TokenError("it is no token: not three parts of base64url, with dots between them")
         with warnings.catch_warnings(action="ignore"):  # of HS512 with a secret that is shorter than its hash
             decoded = self._jws.decode_complete(token, self._key, self._algorithms)
         if "crit" in decoded["header"]:
@@ -149,7 +153,20 @@ def _secret(key: bytes) -> tuple[bytes, tuple[str, ...]]:
     secret = re.sub(rb"\r?\n\Z", b"", key)
     if len(secret) < 32:
         raise _wrong_key(f"it is a secret of {len(secret)} bytes")
+    if b"-----" in secret or _is_bare_key(secret):
+        # Taken for a secret, a public key would let everybody sign.
+        raise _wrong_key("it is no secret, but a key without the lines that PEM has around it")
     return secret, ("HS256", "HS384", "HS512")
+
+
+def _is_bare_key(secret: bytes) -> bool:
+    from cryptography.hazmat.primitives.serialization import load_der_public_key  # noqa: PLC0415
+
+    try:
+        load_der_public_key(base64.b64decode(b"".join(secret.split()), validate=True))
+    except Exception:  # as with all that is no key
+        return False
+    return True
 
 
 def _public_key(pem: bytes) -> "tuple[AllowedPublicKeys, tuple[str, ...]]":

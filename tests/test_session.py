@@ -570,7 +570,7 @@ ERRORS: dict[str, tuple[Callable[[World], Client], Event]] = {
     ),
     "bad-arguments": (
         _saying("PSUBSCRIBE news.* FROM"),
-        error("bad-arguments", f"an id is missing; allowed: {USAGE['PSUBSCRIBE']}", "PSUBSCRIBE"),
+        error("bad-arguments", f"an id is wanted; allowed: {USAGE['PSUBSCRIBE']}", "PSUBSCRIBE"),
     ),
     "bad-encoding": (_not_utf8, error("bad-encoding", "the line is not UTF-8")),
     "auth-required": (

@@ -72,6 +72,7 @@ class Kept:
     log: ModelLog | None = None  # until it is followed for the first time
     claimants: set["Client"] = field(default_factory=set)
     left_at: float | None = None  # as the upstream has answered
+    was_empty: bool = False  # when its last claimant left
     leave_due: float | None = None
     close_due: float | None = None
 
@@ -493,7 +494,9 @@ class Sessions(RuleBasedStateMachine):
             if len(self.kept) == MAX_CHANNELS:
                 if not self.idle:
                     return False
-                del self.kept[self.idle.pop(0)]
+                leaving = next((each for each in self.idle if self.kept[each].was_empty), self.idle[0])
+                self.idle.remove(leaving)
+                del self.kept[leaving]
             self.kept[topic] = Kept()
         kept = self.kept[topic]
         kept.leave_due = kept.close_due = None
@@ -507,6 +510,7 @@ class Sessions(RuleBasedStateMachine):
         kept.claimants.remove(client)
         if not kept.claimants:
             kept.leave_due = self.clock.seconds() + LEAVE_SECONDS
+            kept.was_empty = self.hub.feed(topic).log.head == 0
             self.idle.append(topic)
 
     @rule(who=WHO, topic=MOSTLY, start=st.sampled_from(("now", "last", "from", "from")), policy=POLICY)

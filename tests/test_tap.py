@@ -116,14 +116,19 @@ def test_what_is_allowed_may_be_any_bytes() -> None:
     ("words", "line"),
     [
         (["--slow", "drop"], "pushd: --slow: 'drop' is not a slow policy; allowed: disconnect, skip, latest"),
-        (["--port", "99999"], "pushd: --port: '99999' is wrong; allowed: a whole number from 0 to 65535"),
+        (
+            ["--port", "99999"],
+            "pushd: --port: '99999' is wrong; allowed: a whole number from 0 to 65535,"
+            " or an endpoint such as unix:/run/pushd/socket",
+        ),
         (
             ["--drain", "-1"],
             "pushd: --drain: '-1' is wrong; allowed: seconds, 0 and more, such as 2.5",
         ),
         (
             ["--control", "99999"],
-            "pushd: --control: '99999' is wrong; allowed: a whole number from 0 to 65535",
+            "pushd: --control: '99999' is wrong; allowed: a whole number from 0 to 65535,"
+            " or an endpoint such as unix:/run/pushd/socket",
         ),
         (
             ["--command-rate", "0"],
