@@ -16,6 +16,10 @@ LEAVE_SECONDS = 5.0
 class Upstream(Protocol):
     """What follows topics where messages come from, and tells Channels of them."""
 
+    @property
+    def down_since(self) -> float | None:
+        """Since when, as wall time, there has been nobody to ask; None while there is."""
+
     def follow(self, topic: Topic, since: float | None = None) -> None:
         """Ask for a topic; if a time is given, what was published from then on until now is missing."""
 
@@ -145,10 +149,16 @@ class Channels:
             channel.timer = self._clock.callLater(LEAVE_SECONDS, lambda: self._leave(channel))
 
     def down_since(self, topics: Iterable[Topic]) -> float | None:
-        """Return since when, as wall time, any of these topics has no upstream; None where all have."""
+        """Return since when, as wall time, any of these topics has no upstream; None where all have.
+
+        Of no topics, since when there is no upstream at all.
+        """
         channels = [self._channels[topic] for topic in topics]
         down = [each.since for each in channels if each.state in (_State.DOWN, _State.REFUSED)]
-        return min(down, default=None)
+        if channels and not down:
+            return None
+        outage = self._upstream.down_since  # it may have begun before a topic was asked for
+        return min(down if outage is None else [*down, outage], default=None)
 
     def stop(self) -> None:
         """Neither leave nor close anything any more."""

@@ -14,8 +14,8 @@ class Pattern:
 
     Every byte string is a pattern. What is odd follows stringmatchlen of Redis 7.0: an unclosed class ends
     with the pattern, a reversed range is swapped, and the empty name matches only the empty pattern.
-    Bytes have no sign, as on ARM; on x86 Redis sorts those from 0x80 before all others. A pattern with a range
-    that mixes both is ambiguous. Matching takes at most len(pattern) * len(name) steps.
+    Bytes have no sign, as on ARM; on x86 Redis sorts those from 0x80 before all others: a pattern with a
+    range that mixes both is ambiguous. Matching takes at most len(pattern) * len(name) steps.
     """
 
     __slots__ = ("_is_ambiguous", "_items")

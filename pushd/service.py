@@ -24,7 +24,7 @@ from pushd.errors import SettingsError, one_line
 from pushd.hub import Hub
 from pushd.listeners import Listeners, open_port
 from pushd.message import Batch
-from pushd.metrics import Metrics, Reason
+from pushd.metrics import Metrics
 from pushd.redis_urls import Embedded
 from pushd.settings import Settings
 from pushd.sockets import raise_descriptor_limit
@@ -152,9 +152,12 @@ class PushService(MultiService):
 
     def _publish(self, command: Publish, answer: Callable[[int | CommandError], None]) -> None:
         def not_published(failure: Failure) -> None:
-            error = failure.value
-            is_refused = isinstance(error, SourceError) and error.reason is Reason.REFUSED
-            answer(failed(command, "refused" if is_refused else "unavailable", one_line(error)))
+            # The text of Redis may name users, hosts and addresses: it is for the log alone.
+            self._log.debug("Not published: {why}", why=one_line(failure.value))
+            if isinstance(failure.value, SourceError) and failure.value.is_forbidden:
+                answer(failed(command, "refused", "Redis does not allow it"))
+            else:
+                answer(failed(command, "unavailable", "Redis cannot be reached, or has too much to do"))
 
         self._source.publish(command.channel, command.payload).addCallbacks(answer, not_published)
 

@@ -44,6 +44,9 @@ VERSION = 1
 MAX_PATTERNS = 8
 """Patterns of one client: Redis sends a message once for each pattern that it matches."""
 
+MAX_FAILED_TOKENS = 3
+"""So many in a row end the connection: to verify one takes milliseconds in which nothing else is done."""
+
 
 class Connection(Outlet, Protocol):
     """What a session needs of its client's connection."""
@@ -118,6 +121,7 @@ class Session:
         self._subscriptions: dict[Topic, Subscription] = {}
         self._heartbeat: Timer | None = None
         self._publishing: deque[_Publishing] = deque()  # of which it has still to be told what became
+        self._failed_tokens = 0  # since the last good one
         self._is_finishing = False
         self._has_ended = False
 
@@ -191,16 +195,19 @@ class Session:
         self._connection.reply(_subscribed(feed, command, start, is_up=is_up))
         self._close_if_finished()
 
-    def refused(self, topic: Topic, why: str) -> None:
-        """Say that there is no subscription."""
+    def refused(self, topic: Topic, why: str) -> None:  # noqa: ARG002
+        """Say that there is no subscription; why is not for strangers: it may name users of Redis."""
         command = self._asked[topic]
         self._let_go(topic)
-        self._tell_error(failed(command, "refused", why))
+        self._tell_error(failed(command, "refused", "Redis does not allow it"))
         self._close_if_finished()
 
     @property
     def _topics(self) -> list[Topic]:
         return [*self._asked, *self._subscriptions]
+
+    def _wants(self, topic: Topic) -> bool:
+        return topic in self._asked or topic in self._subscriptions
 
     def _do(self, command: Command) -> None:
         if self.is_stranger and not isinstance(command, Auth | Ping | Help | Quit):
@@ -231,7 +238,12 @@ class Session:
         try:
             grant = self._identity.tokens.verify(command.token)
         except TokenError as error:
-            raise failed(command, error.code, str(error)) from None
+            self._tell_error(failed(command, error.code, str(error)))
+            self._failed_tokens += 1
+            if self._failed_tokens == MAX_FAILED_TOKENS:
+                self._close()
+            return
+        self._failed_tokens = 0
         if self.is_stranger:
             self._begin_heartbeats()
         self._identity.accept(grant)
@@ -244,7 +256,7 @@ class Session:
         topic = self._channels.resolve(command.topic)
         if not self._identity.may_subscribe(topic):
             raise failed(command, "forbidden", f"this client may not subscribe to {_shown(topic)}")
-        if topic in self._topics:
+        if self._wants(topic):
             raise failed(command, "already-subscribed", f"there is a subscription to {_shown(topic)}")
         if len(self._topics) >= self._terms.max_subscriptions:
             raise failed(command, "too-many-subscriptions", f"allowed: {self._terms.max_subscriptions}")
@@ -260,7 +272,7 @@ class Session:
 
     def _unsubscribe(self, command: Unsubscribe) -> None:
         topic = self._channels.resolve(command.topic)
-        if topic not in self._topics:
+        if not self._wants(topic):
             raise failed(command, "not-subscribed", f"there is no subscription to {_shown(topic)}")
         self._take_away(topic)
 
@@ -274,7 +286,7 @@ class Session:
         self._tell("unsubscribed", **named(topic), **place)
 
     def _let_go(self, topic: Topic) -> None:
-        if topic not in self._topics:
+        if not self._wants(topic):
             return  # the connection was lost meanwhile
         self._asked.pop(topic, None)
         if subscription := self._subscriptions.pop(topic, None):

@@ -198,6 +198,8 @@ def decode(data: bytes) -> Iterator[Step]:
 class Redis:
     """Follows topics as a source does, and answers when the script says so."""
 
+    down_since: float | None = None
+
     def __init__(self, clock: Clock, channels: Channels, hub: Hub) -> None:
         self.followed: dict[Topic, float | None] = {PINNED: None}  # since when something is missing
         self.published: deque[tuple[Publish, Callable[[int | CommandError], None]]] = deque()

@@ -28,6 +28,7 @@ class RecordingUpstream:
         self.calls: list[tuple[object, ...]] = []
         self.followed: list[Topic] = []
         self.complete_until = 0.0
+        self.down_since: float | None = None
         self.at_once: Callable[[Topic], object] = lambda _: None
 
     def follow(self, topic: Topic, since: float | None = None) -> None:
@@ -363,3 +364,33 @@ def test_pinned_patterns_do_not_count() -> None:
     world.channels.pin(Topic(b"pinned.*", Kind.PATTERN))
     world.claimant(NEWS)
     assert world.keeps(NEWS)
+
+
+def test_an_outage_began_before_a_topic_was_asked_for_in_it(world: World) -> None:
+    assert world.channels.down_since([]) is None
+    world.upstream.down_since = WALL - 100
+    assert world.channels.down_since([]) == WALL - 100
+    world.claimant(SCORES)
+    world.channels.lost(SCORES)
+    assert world.channels.down_since([SCORES]) == WALL - 100
+    world.channels.confirmed(SCORES)
+    assert world.channels.down_since([SCORES]) is None
+
+
+def test_a_log_with_messages_outlives_an_empty_one() -> None:
+    world = World(max_channels=2)
+    first = world.claimant(SCORES, CHAT)
+    world.hub.publish(Batch(SCORES, [b"3:1"]))
+    world.channels.release(SCORES, first)
+    world.channels.release(CHAT, first)
+    world.claimant(Topic(b"other"))
+    assert (world.keeps(SCORES), world.keeps(CHAT)) == (True, False)
+
+
+def test_patterns_that_have_gone_leave_room() -> None:
+    world = World(max_patterns=1, linger=5)
+    for number in range(3):
+        pattern = Topic(b"%d*" % number, Kind.PATTERN)
+        world.channels.release(pattern, world.claimant(pattern))
+        world.clock.advance(LEAVE_SECONDS)
+        world.clock.advance(0)

@@ -687,3 +687,53 @@ def test_any_bytes_pass_exactly(payloads: list[bytes]) -> None:
     world.publish(*payloads)
     world.settle()
     assert outlet.received == b"".join(payload + b"\r\n" for payload in payloads)
+
+
+def test_a_client_that_fell_off_the_tail_is_served_in_the_same_pass() -> None:
+    """Else a stream that evicts a segment in each turn would always be ahead of it."""
+    world = World(encoder=ShowingGaps)
+    outlet, subscription = world.client(SlowPolicy.SKIP)
+    outlet.lagging = True
+    for _ in range(12):
+        world.publish(*[b"." * 1000] * 100)
+    outlet.lagging = False
+    # One turn of the reactor: the clock would go on with what this one schedules.
+    world.hub._run()
+    assert outlet.received.startswith(b"missed0-")
+    assert len(outlet.sent) == 2
+    assert subscription.untold is None
+
+
+def test_what_is_kept_encoded_goes_with_its_log(world: World) -> None:
+    outlet, subscription = world.client()
+    other, _ = world.client(topic=NEWS)
+    # Never idle, so that nothing is given back for that.
+    other.on_send = lambda: world.publish(b"x", topic=NEWS) if len(other.sent) < 3 else None
+    world.publish(b"one")
+    world.publish(b"x", topic=NEWS)
+    other.on_send()
+    world.hub._run()
+    assert outlet.sent
+    chunks = subscription.chunks
+    world.hub.unsubscribe(subscription)
+    world.hub.close(UPDATES)
+    assert chunks not in world.hub._warm
+    world.settle()
+
+
+def test_a_busy_topic_does_not_starve_a_quiet_one_of_the_same_client(world: World) -> None:
+    outlet = RecordingOutlet()
+    subscriptions = [
+        world.hub.subscribe(topic, outlet, Lines, SlowPolicy.SKIP, 0) for topic in (UPDATES, NEWS)
+    ]
+    outlet.on_send = lambda: setattr(outlet, "lagging", True)
+    outlet.lagging = True
+    world.publish(b"quiet", topic=NEWS)
+    for _ in range(2):
+        world.publish(b"busy")
+        world.settle()
+        outlet.lagging = False
+        subscriptions.append(subscriptions.pop(0))  # as an outlet does
+        world.hub.wake(subscriptions)
+        world.settle()
+    assert b"quiet\r\n" in outlet.sent

@@ -411,3 +411,13 @@ def test_frames_and_replies_stay_whole_and_in_order_whatever_the_kernel_takes(
     assert received == sorted(set(received) & set(frames))
     assert len(received) + subscription.missed == len(frames)
     assert len(lines) == len(replies) + len(received)
+
+
+def test_what_was_sent_is_not_kept_when_the_client_has_it() -> None:
+    world = World(room=10)
+    data = b"." * 1000
+    world.outlet.send(data)
+    world.kernel.make_room(10**6)
+    assert not world.outlet.lagging
+    # Even an empty view would keep the whole of it.
+    assert type(world.outlet._rest) is bytes

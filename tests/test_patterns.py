@@ -271,3 +271,15 @@ def calls(call: Callable[[], bool]) -> int:
     finally:
         sys.setprofile(before)
     return count
+
+
+@pytest.mark.parametrize(
+    ("allowed", "wanted"),
+    [("[^_]*", "[a-é]*"), ("[^s]*", "[t-é]*"), ("[a-é]*", "[a-b]*"), ("*", "[!-é]")],
+)
+def test_nothing_is_certain_of_a_range_that_redis_may_read_in_another_way(allowed: str, wanted: str) -> None:
+    assert not Pattern(allowed.encode()).covers(Pattern(wanted.encode()))
+
+
+def test_a_range_on_one_side_is_certain() -> None:
+    assert Pattern(b"*").covers(Pattern(b"[a-z][\x80-\xff]"))

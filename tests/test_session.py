@@ -601,7 +601,7 @@ ERRORS: dict[str, tuple[Callable[[World], Client], Event]] = {
     ),
     "too-many-subscriptions": (_too_many, error("too-many-subscriptions", "allowed: 1", **ABOUT_NEWS)),
     "too-many-channels": (_no_room, error("too-many-channels", "all logs are in use", **ABOUT_SCORES)),
-    "refused": (_refused, error("refused", "NOPERM no permissions", **ABOUT_NEWS)),
+    "refused": (_refused, error("refused", "Redis does not allow it", **ABOUT_NEWS)),
     "unavailable": (
         _unavailable,
         error("unavailable", "1024 messages wait for Redis already", "PUBLISH", channel="chat"),
@@ -706,6 +706,18 @@ class TestWaiting:
         client.say("UNSUBSCRIBE room.2", "SUBSCRIBE room.4")
         assert client.types() == ["unsubscribed"]
 
+    def test_what_becomes_of_messages_is_told_in_their_order(self) -> None:
+        world = World(bounds=permissions("*", publish=("chat",)))
+        client = world.client()
+        client.say("PUBLISH chat 1", "PUBLISH chat 2", "PUBLISH secret 3")
+        (first, answer_first), (_, answer_second) = world.publisher.waiting
+        answer_second(failed(first, "unavailable", "busy"))
+        assert client.heard() == []
+        answer_first(7)
+        assert [event.get("code", event["type"]) for event in client.heard()] == [
+            *("published", "unavailable", "forbidden")
+        ]
+
     def test_patterns_are_fewer(self) -> None:
         world = World(bounds=permissions("*"))
         client = world.client()
@@ -801,13 +813,20 @@ class TestStrangers:
         client = world.client()
         for _ in range(4):
             world.clock.advance(1)
-            client.say("PING", "AUTH mallory")
+            client.say("PING", "HELP")
+        client.say("AUTH mallory", "AUTH mallory")
         assert not client.closed
         client.heard()
         world.clock.advance(1)
         assert client.heard() == [error("auth-timeout", "no good AUTH within 5 s")]
         assert client.closed
         assert world.clock.getDelayedCalls() == []
+
+    def test_have_three_tries(self, world: World) -> None:
+        client = world.client()
+        client.say("AUTH mallory", "AUTH mallory", "AUTH mallory")
+        assert client.types() == ["error", "error", "error"]
+        assert client.closed
 
     def test_may_say_who_they_are_after_a_mistake(self, world: World) -> None:
         client = world.client()

@@ -89,6 +89,8 @@ class Followed:
 class Redis:
     """What sources are together: for each topic it is lost, then interrupted, then confirmed."""
 
+    down_since: float | None = None
+
     def __init__(self, world: "Sessions", *, is_up: bool, forbidden: set[Topic]) -> None:
         self.world = world
         self.is_up = is_up

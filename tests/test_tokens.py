@@ -664,3 +664,14 @@ def test_a_process_without_pyjwt_imports_it_all_the_same() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
     )
     assert (done.stdout, done.stderr) == (MISSING + "\n", "")
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_a_public_key_without_its_lines_is_no_secret(kind: str) -> None:
+    pem = KEYS[kind]
+    if not pem.startswith(b"-----"):
+        return
+    bare = b"\n".join(line for line in pem.splitlines() if not line.startswith(b"-----"))
+    for key in (bare, bare.replace(b"\n", b""), pem.replace(b"BEGIN", b"Begin")):
+        with pytest.raises(SettingsError, match="a key without the lines that PEM has around it"):
+            tokens(key)

@@ -66,6 +66,11 @@ class RedisSources(MultiService):
         self._publisher = publisher
 
     @property
+    def down_since(self) -> float | None:
+        """Since when, by wall time, a source has had no subscription; None while all have one."""
+        return self._outages.down_since
+
+    @property
     def descriptors(self) -> int:
         """How many connections they may need at a time: each its own and its probe's, and the publisher's."""
         return 2 * len(list(self)) + (self._publisher is not None)

@@ -147,6 +147,7 @@ class BrokerFactory(Factory):
     """
 
     noisy = False
+    down_since: float | None = None
 
     def __init__(
         self,

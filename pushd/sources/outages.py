@@ -73,6 +73,7 @@ class Outages:
         self._wall = wall
         self._metrics = metrics
         self._debug = debug
+        self.down_since: float | None = wall()  # by wall; None while all sources have a subscription
         self._down: set[Follower] = set()
         self._since = 0.0  # of the outage that is under way: nothing is missing until then
         self._noticed = self._mentioned = 0.0
@@ -91,6 +92,7 @@ class Outages:
         self._metrics.reconnects[failure.reason] += 1
         if not self._down:
             self._since, self._noticed, self._attempts = since, now, 0
+            self.down_since = self._wall() - (now - since)
             self._reasons.clear()
             text = "No subscription at {where}: {failure}; trying again until there is one"
         elif now - self._mentioned >= SUMMARY_SECONDS:
@@ -157,6 +159,8 @@ class Outages:
                 return
             accounts, since = list(self._returned), self._since
             self._returned.clear()
+        if not self._down:
+            self.down_since = None
         if since is not None:
             self._count(since)
         if topics := [topic for each in accounts for topic in each.subscribed_to]:
