@@ -6,6 +6,10 @@ import { connect } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
 
 const [host, port, channel] = process.argv.slice(2);
+if (!channel) {
+  console.error("usage: client.mjs HOST PORT CHANNEL");
+  process.exit(2);
+}
 
 // Yields lines. (readline would split them at U+2028, too.) One that was torn at the end is dropped.
 async function* lines(socket) {

@@ -12,6 +12,8 @@ import socket
 import sys
 import time
 
+if len(sys.argv) != 4:
+    sys.exit(__doc__)
 host, port, channel = sys.argv[1:]
 
 

@@ -2,6 +2,10 @@
 # Prints what is published to a channel: client.sh HOST PORT CHANNEL. Needs nc (OpenBSD's) and jq.
 # A token, if pushd asks for one, is taken from the environment variable PUSHD_TOKEN.
 
+if [ $# -ne 3 ]; then
+    echo "usage: client.sh HOST PORT CHANNEL" >&2
+    exit 2
+fi
 host=$1 port=$2 channel=$3
 last_id=
 

@@ -82,9 +82,9 @@ class Terms:
 
 @dataclass(slots=True)
 class _Publishing:
-    """A message on its way, and what became of it."""
+    """A message on its way, without its payload, and what became of it."""
 
-    command: Publish
+    channel: bytes
     outcome: int | CommandError | None = None
 
 
@@ -295,7 +295,7 @@ class Session:
         self._channels.release(topic, self)
 
     def _publish(self, command: Publish) -> None:
-        publishing = _Publishing(command)
+        publishing = _Publishing(command.channel)
         self._publishing.append(publishing)
 
         def answer(outcome: int | CommandError) -> None:
@@ -311,7 +311,7 @@ class Session:
     def _tell_published(self) -> None:
         """Tell what became of messages, in the order in which they came."""
         while self._publishing and (outcome := self._publishing[0].outcome) is not None:
-            channel = told("channel", self._publishing.popleft().command.channel)
+            channel = told("channel", self._publishing.popleft().channel)
             if self._has_ended:
                 continue
             if isinstance(outcome, CommandError):
