@@ -154,3 +154,22 @@ def test_status_tells_of_each_subscription() -> None:
 def test_status_of_one_without_a_name_whose_token_is_good_for_ever() -> None:
     said = json.loads(Client().status(Grant(None, 1e12, Permissions())))
     assert (said["name"], said["expires"]) == (None, "9999-12-31T23:59:59.000Z")
+
+
+def test_who_has_not_been_told_of_a_gap_is_behind_it() -> None:
+    client = Client()
+    client.subscribe(SCORES, policy=SlowPolicy.LATEST)
+    client.outlet.lagging = True
+    client.publish(SCORES, 5)
+    client.outlet.lagging = False
+    client.world.hub.wake([client.subscriptions[SCORES]])  # it skips, and has not been sent that yet
+    assert json.loads(client.heartbeat())["behind"] == {"scores": 5}
+    client.world.clock.advance(0)
+    assert "behind" not in json.loads(client.heartbeat())
+
+
+def test_who_subscribes_to_nothing_is_told_of_an_outage() -> None:
+    client = Client()
+    client.world.upstream.down_since = 1795500000.0
+    heartbeat = json.loads(client.heartbeat())
+    assert (heartbeat["upstream"], heartbeat["since"]) == ("down", "2026-11-24T06:00:00.000Z")
