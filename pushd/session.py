@@ -47,6 +47,9 @@ MAX_PATTERNS = 8
 MAX_FAILED_TOKENS = 3
 """So many in a row end the connection: to verify one takes milliseconds in which nothing else is done."""
 
+HTTP = (b"POST ", b"HOST:")
+"""How lines begin that a browser sends before what a foreign page makes it send, which may be commands."""
+
 
 class Connection(Outlet, Protocol):
     """What a session needs of its client's connection."""
@@ -150,6 +153,10 @@ class Session:
         if not self._rate.allows(self._clock.seconds()):
             why = f"allowed: {self._rate.per_second:g} commands a second"
             self.say_error("rate-limited", why, retry_ms=int(1000 * BURST_SECONDS))
+            self._close()
+            return
+        if line[:5].upper() in HTTP:
+            self.say_error("unknown-command", "this is not HTTP")
             self._close()
             return
         try:

@@ -718,6 +718,13 @@ class TestWaiting:
             *("published", "unavailable", "forbidden")
         ]
 
+    @pytest.mark.parametrize("line", ["POST / HTTP/1.1", "Host: localhost:8889", "host:x"])
+    def test_browsers_are_not_listened_to(self, line: str) -> None:
+        client = World().client()
+        client.say("GET / HTTP/1.1", line)
+        assert [event["code"] for event in client.heard()] == ["unknown-command", "unknown-command"]
+        assert client.closed
+
     def test_patterns_are_fewer(self) -> None:
         world = World(bounds=permissions("*"))
         client = world.client()

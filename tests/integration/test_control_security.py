@@ -148,13 +148,6 @@ def hear_closing(client: ControlClient, code: str) -> None:
     client.hear_end()
 
 
-def events_to_the_end(client: ControlClient) -> Iterator[dict[str, Any]]:
-    """Return all that a client is told; where pushd has not read all that it sent, its end is a reset."""
-    with contextlib.suppress(ConnectionResetError):
-        while line := client.read_line():
-            yield json.loads(line)
-
-
 def encoded(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
@@ -385,11 +378,18 @@ class TestLimits:
     def test_more_than_the_rate(self, start: Start, source: str) -> None:
         pushd = start("--redis", source, *EVERYTHING)
         with Neighbour(pushd), ControlClient(port_of(pushd)) as client:
-            client.say(*["SUBSCRIBE a", "UNSUBSCRIBE a"] * 200)
-            events = list(events_to_the_end(client))
-            assert {event["type"] for event in events[:-1]} <= {"subscribed", "unsubscribed"}
-            assert events[-1] == events[-1] | {"type": "error", "code": "rate-limited", "retry_ms": 10_000}
-            assert 100 <= sum(event["type"] == "unsubscribed" for event in events) <= 150
+            rounds = 0
+            while True:
+                client.say("SUBSCRIBE a", "UNSUBSCRIBE a")
+                event = json.loads(client.read_line())
+                if event["type"] == "subscribed":  # with Redis it may have had no time for that
+                    event = json.loads(client.read_line())
+                if event["type"] == "error":
+                    break
+                rounds += 1
+            assert event == event | {"code": "rate-limited", "retry_ms": 10_000}
+            client.hear_end()
+            assert 100 <= rounds <= 150
 
     def test_coming_and_going_to_one_channel(self, start: Start, source: str) -> None:
         pushd = start("--redis", source, *EVERYTHING, "--command-rate", "1000")
