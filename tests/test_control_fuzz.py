@@ -8,7 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.logger import globalLogPublisher
 
-from tests.hostile import CLOSING, CODES, FRAGMENTS, GOOD, TYPES, Act, Criticals, Step, World, decode, play
+from tests.hostile import (
+    CLOSING,
+    CODES,
+    FRAGMENTS,
+    GOOD,
+    SOMETIMES_CLOSING,
+    TYPES,
+    Act,
+    Criticals,
+    Step,
+    World,
+    decode,
+    play,
+)
 
 NUMBERS = st.integers(0, 255)
 KINDS = st.integers(0, 11)
@@ -97,6 +110,7 @@ def criticals() -> Iterator[Criticals]:
 def test_the_document_names_types_and_codes() -> None:
     assert {"welcome", "message", "error"} <= TYPES
     assert {"rate-limited", "line-too-long", "auth-timeout", "too-many-clients"} == CLOSING
+    assert {"token-invalid", "unknown-command"} <= SOMETIMES_CLOSING
     assert len(CODES) == 19
 
 

@@ -592,6 +592,20 @@ class TestBytes:
             client.socket.sendall(b"\r" * 20_000)
             hear_closing(client, "line-too-long")
 
+    def test_a_browser(self, start: Start) -> None:
+        """A foreign page can make it connect and send lines: none of them is done."""
+        pushd = start("--redis", "embedded:0", *EVERYTHING)
+        with Neighbour(pushd) as neighbour, ControlClient(port_of(pushd)) as watcher:
+            watcher.ask("SUBSCRIBE a", "subscribed")
+            for first in ("POST / HTTP/1.1", "PUT / HTTP/1.1\r\nHost: localhost", "OPTIONS /\r\nhOsT: x"):
+                with ControlClient(port_of(pushd)) as client:
+                    client.socket.sendall(f"{first}\r\nX: y\r\n\r\nPUBLISH a x\r\n".encode())
+                    with contextlib.suppress(ConnectionResetError):
+                        while line := client.read_line():
+                            assert json.loads(line)["type"] == "error"
+            watcher.ask("PING", "pong")  # and no message before that
+        assert neighbour.rounds
+
     def test_ids_of_other_places(self, start: Start) -> None:
         pushd = start("--redis", "embedded:0", *EVERYTHING)
         with ControlClient(port_of(pushd)) as client:
