@@ -225,7 +225,7 @@ def told(events: Sequence[Event]) -> bytes:
             case "gap":
                 last_before_loss = None
                 lines.append(b"gap %r %r\r\n" % (seconds(event["since"]), seconds(event["until"])))
-            case "heartbeat" if event["upstream"] == "down":
+            case "heartbeat" if event["upstream"] == "down" and event["offsets"]:
                 last_before_loss = max(event["offsets"].values())
     return b"".join(lines)
 
